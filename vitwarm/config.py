@@ -121,7 +121,9 @@ class WarmupConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "warmup", "batch_size", "micro_batch_size", "n_tokens", "ramp_steps")
-        _positive(self, "warmup", "lr", "clip_grad", "eval_sequences", "token_scale", "position_scale")
+        _positive(
+            self, "warmup", "lr", "clip_grad", "eval_sequences", "token_scale", "position_scale"
+        )
         _share(self, "warmup", "hide_share")
         _check_minutes(self.checkpoint_minutes, "warmup.checkpoint_minutes")
 
@@ -276,7 +278,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _positive(self, "train", "epochs", "steps", "batch_size", "micro_batch_size", "img_size")
         _positive(self, "train", "lr", "clip_grad", "evaluations", "num_classes", "layer_decay")
-        for name in ("smoothing", "mixup_prob", "mixup_switch_prob", "reprob", "hflip", "drop_path"):
+        for name in (
+            "smoothing",
+            "mixup_prob",
+            "mixup_switch_prob",
+            "reprob",
+            "hflip",
+            "drop_path",
+        ):
             _unit(self, "train", name)
         if self.warmup_epochs < 0 or self.warmup_epochs > self.epochs:
             raise ConfigError(

@@ -1,9 +1,9 @@
 """Run folders: one per execution, readable by a person, safe to kill at any moment.
 
-    runs/<name>-<8 hex of the config hash>/
-      config.yaml  env.json  metrics.jsonl  checkpoints/  <what the stage makes>
-      record.json   written last and atomically: its presence means finished
-      failure.json  where the run failed, in its place
+runs/<name>-<8 hex of the config hash>/
+  config.yaml  env.json  metrics.jsonl  checkpoints/  <what the stage makes>
+  record.json   written last and atomically: its presence means finished
+  failure.json  where the run failed, in its place
 """
 
 from __future__ import annotations
@@ -215,7 +215,13 @@ class RunFolder:
 
 @contextmanager
 def open_run(
-    root: str | Path, name: str, config: Any, digest: str, *, fresh: bool = False, writer: bool = True
+    root: str | Path,
+    name: str,
+    config: Any,
+    digest: str,
+    *,
+    fresh: bool = False,
+    writer: bool = True,
 ) -> Iterator[RunFolder]:
     """Opens (or makes) the folder of a run and holds its lock for as long as the block runs.
 
@@ -280,7 +286,9 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         "host": socket.gethostname(),
         "processor": platform.processor() or platform.machine(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "gpus": gpus,
         "command": sys.argv,
     }

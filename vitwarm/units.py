@@ -52,7 +52,9 @@ def parse_budget(
     match = _BUDGET.match(str(text))
     units = "a share such as 0.01 or 1%, or a number with steps, samples, tokens or epochs"
     if not match or (match[3] or "%") not in _UNITS:
-        raise ConfigError(f"warmup.budget is {text!r}; allowed is {units} (15000steps, 3.84Msamples).")
+        raise ConfigError(
+            f"warmup.budget is {text!r}; allowed is {units} (15000steps, 3.84Msamples)."
+        )
     try:
         number = float(match[1]) * _SCALE[match[2]]
     except ValueError:

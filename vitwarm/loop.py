@@ -1,0 +1,293 @@
+"""The training loop that warm-up and image training share: Lightning, counted in optimiser steps.
+
+A run is one Lightning epoch over a loader that holds exactly the steps still to do. Every quantity
+of a step (its samples, learning rate, random numbers) is a function of the step's number, so that a
+resumed run is the uninterrupted one, with any number of processes and any accumulation.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vitwarm.callbacks import Checkpoint, is_slurm, raise_non_finite
+from vitwarm.config import RunConfig
+from vitwarm.errors import ConfigError
+from vitwarm.seeding import seed_of
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the processes of the run, known before Lightning starts them."""
+
+    rank: int
+    size: int
+
+    @property
+    def is_zero(self) -> bool:
+        return self.rank == 0
+
+
+def find_world(run: RunConfig) -> World:
+    """Reads rank and world size from the launcher's environment (torchrun, srun, or Lightning's)."""
+    size = run.devices * run.nodes
+    if is_slurm() and size > 1:
+        return World(rank=int(os.environ["SLURM_PROCID"]), size=size)
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # torchrun
+        world = int(os.environ["WORLD_SIZE"])
+        if world != size:
+            raise ConfigError(
+                f"run.devices x run.nodes is {size}, but the launcher started {world} processes. "
+                f"Give run.devices and run.nodes whose product is {world}."
+            )
+        return World(rank=int(os.environ["RANK"]), size=size)
+    node, local = int(os.environ.get("NODE_RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+    return World(rank=node * run.devices + local if size > 1 else 0, size=size)
+
+
+def choose_device(run: RunConfig) -> torch.device:
+    """Returns the device that `run.device` means here. Raises: ConfigError: CUDA without a GPU."""
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "run.device is 'cuda', but torch sees no GPU here. Use run.device=cpu or auto."
+        )
+    use_cuda = run.device == "cuda" or (run.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a global batch is cut among processes and forward passes."""
+
+    batch_size: int
+    micro_batch_size: int
+    accumulate: int
+
+
+def cut_batch(batch_size: int, micro_batch_size: int | None, world: World, *, field: str) -> Cut:
+    """Cuts a global batch into equal micro-batches.
+
+    Args:
+        field: dotted section for messages, `warmup` or `train`.
+    Raises: ConfigError: a batch that does not divide by processes x micro-batch.
+    """
+    if batch_size % world.size:
+        raise ConfigError(
+            f"{field}.batch_size is {batch_size}, which {world.size} processes cannot share "
+            f"equally. Use {max(1, batch_size // world.size) * world.size}."
+        )
+    local = batch_size // world.size
+    micro = min(micro_batch_size or local, local)
+    if local % micro:
+        raise ConfigError(
+            f"{field}.micro_batch_size is {micro}; a process's {local} samples per step do not "
+            f"divide by it. Use {math.gcd(local, micro)}."
+        )
+    return Cut(batch_size=batch_size, micro_batch_size=micro, accumulate=local // micro)
+
+
+def cosine_lr(
+    step: int, *, n_steps: int, ramp: int, start: float, peak: float, end: float
+) -> float:
+    """Returns the learning rate of step `step` (0-based): linear ramp, then cosine.
+
+    Step 0 has `start` (if there is a ramp), step `ramp` has `peak`, the last step comes within one
+    step's width of `end`.
+    """
+    if step < ramp:
+        return start + (peak - start) * step / ramp
+    share = (step - ramp) / max(1, n_steps - ramp)
+    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+class SteppedModule(LightningModule):
+    """A LightningModule counted in optimiser steps over all resumptions.
+
+    A stage overrides `training_step`, `make_optimizer`, `lr_at`, `read_meters`, and what its
+    checkpoint holds beyond model and optimiser.
+    """
+
+    def __init__(
+        self, *, n_steps: int, accumulate: int, clip_grad: float | None, seed: int, rank: int = 0
+    ) -> None:
+        super().__init__()
+        self.n_steps = n_steps
+        self.accumulate = accumulate
+        self.clip_grad = clip_grad
+        self.seed = seed
+        self.rank = rank
+        self.start_step = 0
+        self.micro_batches = 0
+        self._restored: dict[str, Any] | None = None
+        self._draws: bool | None = None
+        self._bad_step: Tensor | None = None
+
+    # -- what a stage gives ------------------------------------------------------------------
+
+    def make_optimizer(self) -> Optimizer:
+        """Returns the optimiser over the trainable parameters, which are on their device."""
+        raise NotImplementedError(f"{type(self).__name__} must say what optimises it")
+
+    def lr_at(self, step: int) -> float:
+        """Returns the learning rate of step `step`, counted from 0."""
+        raise NotImplementedError(f"{type(self).__name__} must have a schedule")
+
+    def read_meters(self) -> dict[str, float]:
+        """Returns the means since the last call and starts anew. Synchronises with the device."""
+        raise NotImplementedError(f"{type(self).__name__} must have meters")
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Returns tensors to save; a stage may add to it."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        return {"model": self.state_dict(), "optimizer": optimizer.state_dict()}
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        """Returns plain values to save: choices made by measuring, counters."""
+        return {}
+
+    def describe_batch(self, step: int) -> str:
+        """Returns words that find the samples of a step again, for messages."""
+        return f"the samples of step {step:,}"
+
+    # -- counting ----------------------------------------------------------------------------
+
+    @property
+    def steps_done(self) -> int:
+        """Optimiser steps since the beginning of the run, resumptions included."""
+        return self.start_step + self.micro_batches // self.accumulate
+
+    def at_step_end(self, batch_idx: int) -> bool:
+        """Whether this micro-batch was the last of its optimiser step."""
+        return (batch_idx + 1) % self.accumulate == 0
+
+    def restore(self, checkpoint: Checkpoint | None) -> None:
+        """Takes over a checkpoint's weights now and its optimiser state when there is one."""
+        if checkpoint is not None:
+            self.start_step = checkpoint.step
+            self.load_state_dict(checkpoint.state["model"])
+            self._restored = checkpoint.state["optimizer"]
+
+    # -- Lightning ---------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Optimizer:
+        optimizer = self.make_optimizer()
+        for group in optimizer.param_groups:
+            group.setdefault("lr_scale", 1.0)
+        if self._restored is not None:
+            optimizer.load_state_dict(self._restored)
+            self._restored = None
+        return optimizer
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        step = self.steps_done
+        if batch_idx % self.accumulate == 0:
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            assert isinstance(optimizer, Optimizer)
+            lr = self.lr_at(step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["lr_scale"]
+        if self._draws is None:
+            self._draws = _draws_random_numbers(self)
+        if self._draws:
+            # Drop path and dropout: the same masks after a resume as without it.
+            part = batch_idx % self.accumulate
+            torch.manual_seed(seed_of(self.seed, "step", step, part, self.rank))
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        self._watch(loss.detach())
+        loss.backward()
+        self.micro_batches += 1
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by torch's own function: Lightning's refuses fused optimisers in mixed precision."""
+        if self.clip_grad is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.clip_grad, foreach=True)
+
+    # -- finite losses, without a host sync per step -------------------------------------------
+
+    def _watch(self, loss: Tensor) -> None:
+        """Remembers on the device the first step whose loss was no finite number."""
+        if self._bad_step is None or self._bad_step.device != loss.device:
+            self._bad_step = torch.full((), -1, dtype=torch.int64, device=loss.device)
+        bad = ~torch.isfinite(loss) & (self._bad_step < 0)
+        self._bad_step = torch.where(bad, self.steps_done, self._bad_step)
+
+    def check_finite(self) -> None:
+        """Raises TrainingFailed if a loss was not finite since the start. Synchronises."""
+        if self._bad_step is not None:
+            step = int(self._bad_step.item())
+            if step >= 0:
+                raise_non_finite(step, self.describe_batch(step))
+
+
+def make_trainer(
+    run: RunConfig, *, precision: str, accumulate: int, callbacks: Sequence[Callback]
+) -> Trainer:
+    """Returns the one kind of Trainer of this project: one epoch, no loggers, no own checkpoints.
+
+    Args:
+        precision: `bf16` or `fp32`.
+        accumulate: micro-batches per optimiser step.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    device = choose_device(run)
+    world_size = run.devices * run.nodes
+    strategy: Strategy | str = "auto"
+    if world_size > 1:
+        strategy = DDPStrategy(
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            process_group_backend="nccl" if device.type == "cuda" else "gloo",
+        )
+    trainer = Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=run.devices,
+        num_nodes=run.nodes,
+        strategy=strategy,
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+        max_epochs=1,
+        accumulate_grad_batches=accumulate,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        plugins=[SLURMEnvironment(auto_requeue=False)] if is_slurm() and world_size > 1 else None,
+    )
+    epoch_loop = trainer.fit_loop.epoch_loop
+    if hasattr(epoch_loop, "_broadcast_sigterm_tensor"):
+        # A broadcast and a host sync on every batch (Lightning#21487); StopRequest does this work.
+        epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def _draws_random_numbers(module: nn.Module) -> bool:
+    """Whether a forward pass draws: any dropout or drop path above zero."""
+    return any(
+        float(getattr(part, name, 0.0) or 0.0) > 0
+        for part in module.modules()
+        for name in ("p", "drop_prob")
+        if isinstance(getattr(part, name, 0.0), float)
+    )
