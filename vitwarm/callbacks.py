@@ -122,7 +122,8 @@ class TimedCheckpoint(Callback):
 class StopRequest(Callback):
     """Leaves on Ctrl-C, SIGTERM, SIGUSR1 or a time limit: saves, says how to go on.
 
-    Raises Stopped. All ranks leave after the same step. Long work between steps (an evaluation) calls `check`.
+    Raises Stopped. All ranks leave after the same step. Long work between steps (an evaluation)
+    calls `check`.
     """
 
     def __init__(

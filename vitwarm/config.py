@@ -146,8 +146,8 @@ class HandoffConfig:
     def __post_init__(self) -> None:
         if self.trunk and self.init:
             raise ConfigError(
-                f"handoff.trunk is {self.trunk!r} and handoff.init is {self.init!r}; a model starts "
-                "from one of them. Leave one out."
+                f"handoff.trunk is {self.trunk!r} and handoff.init is {self.init!r}; a model "
+                "starts from one of them. Leave one out."
             )
 
 
@@ -289,8 +289,8 @@ class TrainConfig:
             _unit(self, "train", name)
         if self.warmup_epochs < 0 or self.warmup_epochs > self.epochs:
             raise ConfigError(
-                f"train.warmup_epochs is {self.warmup_epochs}; it must lie between 0 and train.epochs "
-                f"({self.epochs}). Shorten the ramp or train longer."
+                f"train.warmup_epochs is {self.warmup_epochs}; it must lie between 0 and "
+                f"train.epochs ({self.epochs}). Shorten the ramp or train longer."
             )
         _check_minutes(self.checkpoint_minutes, "train.checkpoint_minutes")
 
@@ -409,8 +409,8 @@ def load_config(
                 inherited = _read_yaml(parent)
                 if inherited.get("extends"):
                     raise ConfigError(
-                        f"extends in {path} names {parent}, which extends {inherited['extends']} in "
-                        "turn; one level is allowed. Extend the last one directly."
+                        f"extends in {path} names {parent}, which extends "
+                        f"{inherited['extends']} in turn; one level is allowed. Extend the last one directly."
                     )
                 where = f"{parent}"
                 merged = OmegaConf.merge(merged, _nest(inherited))

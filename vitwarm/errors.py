@@ -14,7 +14,7 @@ EXIT_CODES = {"finished": 0, "failed": 1, "user mistake": 2, "out of time, resum
 
 
 class VitwarmError(Exception):
-    """The base of everything this package raises on purpose; a user's mistake unless it says otherwise."""
+    """The base of everything this package raises on purpose; a user's mistake by default."""
 
     exit_code = 2
 

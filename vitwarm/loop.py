@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -41,7 +41,7 @@ class World:
 
 
 def find_world(run: RunConfig) -> World:
-    """Reads rank and world size from the launcher's environment (torchrun, srun, or Lightning's)."""
+    """Reads rank and world size from the environment of torchrun, srun or Lightning."""
     size = run.devices * run.nodes
     if is_slurm() and size > 1:
         return World(rank=int(os.environ["SLURM_PROCID"]), size=size)
@@ -217,7 +217,7 @@ class SteppedModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by torch's own function: Lightning's refuses fused optimisers in mixed precision."""
+        """Clips by torch's own function: Lightning's refuses fused optimisers under bf16."""
         if self.clip_grad is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.clip_grad, foreach=True)

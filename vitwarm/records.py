@@ -35,7 +35,7 @@ STALE_LOCK_SECONDS = 15 * 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The facts of one finished run. Fields carry their unit; None where a stage has no such fact."""
+    """The facts of one finished run. Fields carry their unit; None: a stage has no such fact."""
 
     stage: Literal["warmup", "train"]
     name: str
@@ -73,7 +73,7 @@ class Record:
     """In nats per image."""
     train_loss: float | None = None
     best_top1_percent: float | None = None
-    """The best evaluation: selected on the evaluated set, never to be compared with top1_percent."""
+    """The best evaluation: selected on the evaluated set, not comparable with top1_percent."""
     unreadable_images: int | None = None
     """Images that did not decode and were replaced, over the whole run."""
     subset_sha256: str | None = None
@@ -286,12 +286,17 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         "host": socket.gethostname(),
         "processor": platform.processor() or platform.machine(),
-        "cpus": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cpus": count_cpus(),
         "gpus": gpus,
         "command": sys.argv,
     }
+
+
+def count_cpus() -> int:
+    """Returns the CPU cores that this process may use (its affinity, not the machine's count)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def code_version() -> str:
