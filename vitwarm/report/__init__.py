@@ -1,0 +1,1 @@
+"""From records to a data-efficiency report: numbers, pictures, one page."""

@@ -1,0 +1,258 @@
+"""The report's numbers: intervals, paired differences, and what a curve says. numpy only.
+
+Three rules hold everywhere: an interval needs three seeds (Student t; a bootstrap over three values
+is just their range and covers 75 %), a quantity read off a curve gets a bootstrap interval from six
+seeds on, and a curve is read only inside what was measured; outside it there is a bound.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+#: Seeds below which a mean gets no interval, and a curve's reading no bootstrap.
+MIN_SEEDS_INTERVAL = 3
+MIN_SEEDS_BOOTSTRAP = 6
+LEVEL = 0.95
+
+Bound = Literal["=", "<", ">"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds; no standard deviation below two of them, no interval below three."""
+
+    n: int
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def excludes_zero(self) -> bool | None:
+        """Whether zero lies outside the interval; None where there is no interval."""
+        if self.low is None or self.high is None:
+            return None
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The number of images at which a curve reaches an accuracy, or a bound at its measured end."""
+
+    images: float
+    """The number, or for a bound the end of the measured range."""
+    bound: Bound
+    """`=` inside the measured range; `<` fewer than its smallest; `>` more than its largest."""
+    fitted: bool
+    """The curve was not monotone and was replaced by its isotonic (least squares) fit."""
+
+
+@dataclass(frozen=True)
+class EqualAccuracy:
+    """Images an arm needs for the accuracy that another reaches with `reference_images`."""
+
+    estimate: Reading
+    """Read off the mean curves of the seeds that both arms completed."""
+    per_seed: dict[str, Reading]
+    """Read off each seed's own two curves."""
+    low: Reading | None
+    high: Reading | None
+    """Ends of the bootstrap interval over seeds; None below six seeds."""
+
+
+@functools.cache
+def t_quantile(p: float, df: float) -> float:
+    """Returns the quantile of Student's t distribution.
+
+    Args:
+        p: probability in (0, 1).
+        df: degrees of freedom, above 0.
+    Returns: t with P(T <= t) = p, to about ten digits.
+    """
+    if not 0 < p < 1 or not df > 0:
+        raise ValueError(f"t_quantile needs p in (0, 1) and df > 0, not p={p}, df={df}")
+    if p == 0.5:
+        return 0.0
+    if p < 0.5:
+        return -t_quantile(1 - p, df)
+    tail = 1 - p
+    high = 1.0
+    while _t_tail(high, df) > tail:
+        high *= 2
+    low = 0.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if _t_tail(middle, df) > tail else (low, middle)
+    return (low + high) / 2
+
+
+def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> Interval:
+    """Returns the mean with its Student-t interval; from three values on, points alone below.
+
+    Args:
+        values: one per seed, at least one, all finite.
+        level: coverage, in (0, 1).
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if data.size == 0 or not np.isfinite(data).all():
+        raise ValueError(f"mean_interval needs finite values and at least one, not {values!r}")
+    n = int(data.size)
+    mean = float(data.mean())
+    sd = float(data.std(ddof=1)) if n > 1 else None
+    if n < MIN_SEEDS_INTERVAL or sd is None:
+        return Interval(n, mean, sd, None, None)
+    half = t_quantile(0.5 + level / 2, n - 1) * sd / math.sqrt(n)
+    return Interval(n, mean, sd, mean - half, mean + half)
+
+
+def paired_differences(
+    arm: Mapping[str, float], reference: Mapping[str, float]
+) -> tuple[dict[str, float], list[str]]:
+    """Returns arm minus reference for each shared pair, and the pairs that only one of them has."""
+    shared = {pair: arm[pair] - reference[pair] for pair in sorted(arm.keys() & reference.keys())}
+    return shared, sorted(arm.keys() ^ reference.keys())
+
+
+def isotonic(y_SN: np.ndarray) -> np.ndarray:
+    """Returns the non-decreasing curves nearest in least squares, each row on its own.
+
+    The max-min formula of isotonic regression (Barlow et al. 1972), exact, and quick for the few
+    points that a learning curve has.
+    """
+    n = y_SN.shape[1]
+    sums = np.concatenate([np.zeros((y_SN.shape[0], 1)), np.cumsum(y_SN, axis=1)], axis=1)
+    fit = np.empty_like(y_SN, dtype=np.float64)
+    for i in range(n):
+        best = np.full(y_SN.shape[0], -np.inf)
+        for j in range(i + 1):
+            means = [(sums[:, k + 1] - sums[:, j]) / (k + 1 - j) for k in range(i, n)]
+            best = np.maximum(best, np.min(means, axis=0))
+        fit[:, i] = best
+    return fit
+
+
+def read_curves(
+    images_N: np.ndarray, accuracy_SN: np.ndarray, target_S: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images at which each curve first reaches its target.
+
+    Piecewise linear in log(images); a curve that is not monotone is replaced by its isotonic fit.
+
+    Args:
+        images_N: ascending, above 0.
+        accuracy_SN: one curve per row.
+        target_S: one accuracy per row.
+    Returns: images float64 [S], -inf where the curve lies above the target everywhere, +inf where
+        it never reaches it; and bool [S], whether the isotonic fit was needed.
+    """
+    log_N = np.log(np.asarray(images_N, dtype=np.float64))
+    accuracy_SN = np.asarray(accuracy_SN, dtype=np.float64)
+    target_S = np.asarray(target_S, dtype=np.float64)
+    fitted_S = np.any(np.diff(accuracy_SN, axis=1) < 0, axis=1)
+    curve_SN = np.where(fitted_S[:, None], isotonic(accuracy_SN), accuracy_SN)
+    # Averaging rounds in the last digits; a curve must still reach its own points.
+    reached_SN = curve_SN >= target_S[:, None] - 1e-9
+    first_S = reached_SN.argmax(axis=1)
+    rows = np.arange(len(target_S))
+    before_S = np.maximum(first_S - 1, 0)
+    y0, y1 = curve_SN[rows, before_S], curve_SN[rows, first_S]
+    rise = np.where(y1 > y0, y1 - y0, 1.0)
+    share = np.clip(np.where(y1 > y0, (target_S - y0) / rise, 1.0), 0.0, 1.0)
+    read_S = np.exp(log_N[before_S] + share * (log_N[first_S] - log_N[before_S]))
+    below = (first_S == 0) & (curve_SN[:, 0] > target_S + 1e-9)
+    read_S = np.where(below, -np.inf, read_S)
+    return np.where(np.any(reached_SN, axis=1), read_S, np.inf), np.asarray(fitted_S)
+
+
+def equal_accuracy(
+    images: Sequence[float],
+    arm: Mapping[str, Sequence[float]],
+    reference_at: Mapping[str, float],
+    *,
+    level: float = LEVEL,
+    n_draws: int = 4000,
+    seed: int = 0,
+) -> EqualAccuracy | None:
+    """Returns how many images an arm needs for the accuracy that a reference reaches.
+
+    Args:
+        images: the sizes at which the arm was measured, ascending, at least two.
+        arm: pair -> accuracy at each size, for the pairs that have them all.
+        reference_at: pair -> the reference's accuracy at the size in question.
+        level, n_draws, seed: of the bootstrap over pairs, made from six pairs on.
+    Returns: None where no pair has both.
+    """
+    pairs = sorted(arm.keys() & reference_at.keys())
+    if not pairs or len(images) < 2:
+        return None
+    sizes = np.asarray(images, dtype=np.float64)
+    curves_SN = np.array([arm[pair] for pair in pairs], dtype=np.float64)
+    targets_S = np.array([reference_at[pair] for pair in pairs], dtype=np.float64)
+    single, fitted = read_curves(sizes, curves_SN, targets_S)
+    mean, mean_fitted = read_curves(
+        sizes, curves_SN.mean(axis=0, keepdims=True), targets_S.mean(keepdims=True)
+    )
+    low = high = None
+    if len(pairs) >= MIN_SEEDS_BOOTSTRAP:
+        draws = np.random.default_rng(seed).integers(len(pairs), size=(n_draws, len(pairs)))
+        read, _ = read_curves(sizes, curves_SN[draws].mean(axis=1), targets_S[draws].mean(axis=1))
+        # Draws outside the measured range are infinite; ends are taken outward, never interpolated
+        # between a number and an infinity.
+        ends = np.sort(read)
+        low = _to_reading(ends[math.floor((1 - level) / 2 * (n_draws - 1))], sizes, False)
+        high = _to_reading(ends[math.ceil((1 + level) / 2 * (n_draws - 1))], sizes, False)
+    return EqualAccuracy(
+        estimate=_to_reading(mean[0], sizes, bool(mean_fitted[0])),
+        per_seed={
+            pair: _to_reading(value, sizes, bool(fit))
+            for pair, value, fit in zip(pairs, single, fitted, strict=True)
+        },
+        low=low,
+        high=high,
+    )
+
+
+def _to_reading(value: float, sizes: np.ndarray, fitted: bool) -> Reading:
+    if value == -np.inf:
+        return Reading(float(sizes[0]), "<", fitted)
+    if value == np.inf:
+        return Reading(float(sizes[-1]), ">", fitted)
+    return Reading(float(value), "=", fitted)
+
+
+def _t_tail(t: float, df: float) -> float:
+    """P(T > t) for t >= 0: half the regularised incomplete beta function at df / (df + t^2)."""
+    return 0.5 * _beta_share(df / (df + t * t), df / 2, 0.5)
+
+
+def _beta_share(x: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function I_x(a, b), by Lentz's continued fraction."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly; the mirror image does not
+        return 1.0 - _beta_share(1 - x, b, a)
+    log_front = (
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )
+    tiny = 1e-300
+    c, d = 1.0, 1.0 / (1.0 - (a + b) * x / (a + 1) or tiny)
+    fraction = d
+    for m in range(1, 500):
+        for top in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d = 1.0 / (1.0 + top * d or tiny)
+            c = 1.0 + top / c or tiny
+            fraction *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return math.exp(log_front) * fraction / a
