@@ -410,7 +410,8 @@ def load_config(
                 if inherited.get("extends"):
                     raise ConfigError(
                         f"extends in {path} names {parent}, which extends "
-                        f"{inherited['extends']} in turn; one level is allowed. Extend the last one directly."
+                        f"{inherited['extends']} in turn; one level is allowed. "
+                        "Extend the last one directly."
                     )
                 where = f"{parent}"
                 merged = OmegaConf.merge(merged, _nest(inherited))
