@@ -9,7 +9,9 @@ runs/<name>-<8 hex of the config hash>/
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
+import logging
 import math
 import os
 import platform
@@ -29,8 +31,8 @@ from vitwarm.config import save_config
 from vitwarm.errors import RunError
 from vitwarm.files import write_text
 
-#: A lock whose owner cannot be asked (another host) counts as left behind after this long.
-STALE_LOCK_SECONDS = 15 * 60.0
+
+log = logging.getLogger("vitwarm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,49 +318,28 @@ def code_version() -> str:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Holds `.lock` exclusively; takes over one whose process is gone or that is stale."""
-    lock = path / ".lock"
-    mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()})
-    for _ in range(3):
+    """Holds `.lock` for this process; the kernel lets go of it however the process ends."""
+    try:
+        file = open(path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held while yielding)
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {error.strerror}. Choose another run.root=..."
+        ) from error
+    with file:
         try:
-            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            owner = _read_json(lock) or {}
-            if not _is_abandoned(owner, lock):
-                raise RunError(
-                    f"{path} is being worked on by process {owner.get('pid')} on "
-                    f"{owner.get('host')}. Wait for it, or end it first."
-                ) from None
-            lock.unlink(missing_ok=True)
-            continue
-        except OSError as error:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
             raise RunError(
-                f"{path} cannot be written: {error.strerror}. Choose another run.root=..."
-            ) from error
-        with os.fdopen(handle, "w") as file:
-            file.write(mine)
-        break
-    else:
-        raise RunError(f"{path} is being opened by another process. Try again.")
-    try:
+                f"{path} is being worked on by {file.read().strip() or 'another process'}. "
+                "Wait for it, or end it first."
+            ) from None
+        except OSError as error:  # a file system without locks
+            log.warning("%s cannot be locked (%s); start no second run there.", path, error)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
         yield
-    finally:
-        lock.unlink(missing_ok=True)
-
-
-def _is_abandoned(owner: dict[str, Any], lock: Path) -> bool:
-    if owner.get("host") == socket.gethostname():
-        try:
-            os.kill(int(owner["pid"]), 0)
-        except (ProcessLookupError, KeyError, ValueError):
-            return True
-        except PermissionError:
-            return False
-        return False
-    try:
-        return time.time() - lock.stat().st_mtime > STALE_LOCK_SECONDS
-    except FileNotFoundError:
-        return True
 
 
 def _clear(path: Path) -> None:
@@ -375,8 +356,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        if path.name == ".lock":  # its owner was killed between making and filling it
-            return None
         raise RunError(f"{path} is no valid JSON ({error}). Move the folder away.") from error
     return plain if isinstance(plain, dict) else None
 
