@@ -31,7 +31,6 @@ from vitwarm.config import save_config
 from vitwarm.errors import RunError
 from vitwarm.files import write_text
 
-
 log = logging.getLogger("vitwarm")
 
 
