@@ -1,0 +1,180 @@
+"""What differs between timm's transformer classes, as one table.
+
+Everywhere the idea is the same: a token embedding stands in for the patch embedding, timm's own
+`forward_features` does the rest. A `Family` says in which layout tokens go in and come out, and
+which tensors of the class belong to the image side (patch embedding, positions, prefix tokens,
+heads) and therefore never to the trunk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from timm import models as timm_models
+from torch import nn
+
+from vitwarm.errors import ModelError
+
+Layout = Literal["NLC", "NHWC", "NCHW"]
+Component = Literal["attention", "mlp", "both"]
+
+PREFIX_TOKENS = ("cls_token", "reg_token", "dist_token")
+HEADS = ("head", "head_drop", "head_dist", "attn_pool")
+#: Top-level names of the image side, in every class.
+IMAGE_SIDE = frozenset({"patch_embed", "pos_embed", *PREFIX_TOKENS, *HEADS})
+
+_ATTENTION = re.compile(r"^(attn|attns|norm1|ls1|gamma_?1|cross_attn)(\.|$)")
+_MLP = re.compile(r"^(mlp|ffns|norm2|ls2|gamma_?2)(\.|$)")
+#: Tensors whose size follows from the patch grid or the window.
+_OF_THE_GRID = re.compile(r"relative_position|rel_pos|relative_coords|rel_indices")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How one timm class takes tokens in place of patches."""
+
+    enter: Layout = "NLC"
+    """What the class expects from its patch embedding."""
+    with_size: bool = False
+    """The patch embedding also returns (rows, columns)."""
+    leave: Layout = "NLC"
+    """What `forward_features` returns; prefix tokens, if any, come first."""
+    stem: str = "patch_embed"
+    """Attribute that the token embedding replaces."""
+    image_side: frozenset[str] = frozenset()
+    """Top-level names of the image side besides `IMAGE_SIDE`."""
+    class_blocks: str | None = None
+    """Attribute with blocks that serve the class token alone; left out of the warm-up."""
+    absolute: tuple[str, ...] = ("pos_embed",)
+    """Attributes that add a position to each patch."""
+    needs_positions: bool = False
+    """`forward_features` adds the first of them without asking whether it is there."""
+    block: str = r"blocks\.\d+"
+    """Pattern of a block's prefix in tensor names."""
+    head_norm: bool = False
+    """The final norm lives in the head (`head.norm`)."""
+    any_length: bool = True
+    """Takes any number of tokens; otherwise the patch count alone."""
+    square: bool = False
+    """Takes square grids alone."""
+
+
+_SWIN = Family(enter="NHWC", leave="NHWC", block=r"layers\.\d+\.blocks\.\d+", any_length=False)
+
+#: timm class -> how it takes tokens.
+FAMILIES: dict[str, Family] = {
+    "VisionTransformer": Family(needs_positions=True),
+    "Eva": Family(image_side=frozenset({"rope"})),
+    "Beit": Family(),
+    "VisionTransformerRelPos": Family(any_length=False),
+    "Cait": Family(
+        needs_positions=True,
+        image_side=frozenset({"blocks_token_only"}),
+        class_blocks="blocks_token_only",
+    ),
+    "ConVit": Family(needs_positions=True, square=True),
+    "Xcit": Family(
+        with_size=True,
+        image_side=frozenset({"cls_attn_blocks"}),
+        class_blocks="cls_attn_blocks",
+    ),
+    "VisionTransformerSAM": Family(enter="NHWC", leave="NCHW", any_length=False),
+    "NaFlexVit": Family(stem="embeds", image_side=frozenset({"embeds", "rope"})),
+    "Hiera": Family(
+        image_side=frozenset({"pos_embed_win", "pos_embed_spatial", "pos_embed_temporal"}),
+        absolute=("pos_embed", "pos_embed_win", "pos_embed_spatial", "pos_embed_temporal"),
+        needs_positions=True,
+        head_norm=True,
+        any_length=False,
+    ),
+    "VOLO": Family(
+        enter="NCHW",
+        image_side=frozenset({"aux_head", "post_network"}),
+        class_blocks="post_network",
+        block=r"network\.\d+\.\d+",
+        any_length=False,
+    ),
+    "SwinTransformer": _SWIN,
+    "SwinTransformerV2": _SWIN,
+    "SwinTransformerV2Cr": Family(
+        enter="NCHW", leave="NCHW", block=r"stages\.\d+\.blocks\.\d+", any_length=False
+    ),
+}
+
+#: timm class -> why the idea does not carry over (or is not built).
+REFUSED: dict[str, str] = {}
+
+
+def family_of(model: nn.Module) -> Family:
+    """Returns how a timm model takes tokens.
+
+    Raises: ModelError: the model's class is none that the warm-up knows.
+    """
+    for kind in type(model).__mro__:
+        if kind.__module__.startswith(timm_models.__name__) and kind.__name__ in FAMILIES:
+            return FAMILIES[kind.__name__]
+    name = type(model).__name__
+    why = REFUSED.get(name, "it has no transformer blocks that this tool knows")
+    raise ModelError(
+        f"model {name_of(model)!r} ({name}) cannot be warmed up: {why}. Known classes are "
+        f"{', '.join(FAMILIES)}; `vitwarm doctor --models` lists every model name."
+    )
+
+
+def name_of(model: nn.Module) -> str:
+    """Returns timm's name of a model's architecture, or its class where timm did not build it."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return str(config.get("architecture") or type(model).__name__)
+
+
+def trunk_names(model: nn.Module) -> list[str]:
+    """Returns the names of the trunk's tensors in the order of the model's state dict.
+
+    The trunk is everything but patch embedding, positions, prefix tokens and heads. A norm after
+    pooling (`fc_norm`) belongs to it where it is the model's only final norm.
+
+    Raises: ModelError: as `family_of`.
+    """
+    family = family_of(model)
+    image_side = IMAGE_SIDE | family.image_side
+    if not isinstance(getattr(model, "norm", nn.Identity()), nn.Identity):
+        image_side |= {"fc_norm"}
+    return [
+        name
+        for name in model.state_dict()
+        if name.split(".")[0] not in image_side
+        or (family.head_norm and name.startswith("head.norm."))
+    ]
+
+
+def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns the blocks of the trunk by name (`blocks.0`), in the order in which data passes them.
+
+    Raises: ModelError: as `family_of`.
+    """
+    pattern = re.compile(family_of(model).block)
+    return {name: part for name, part in model.named_modules() if pattern.fullmatch(name)}
+
+
+def block_of(name: str, blocks: Iterable[str]) -> str | None:
+    """Returns the block that a tensor lies in, or None for one outside all blocks."""
+    for prefix in blocks:
+        if name.startswith(f"{prefix}."):
+            return prefix
+    return None
+
+
+def component_of(name: str, block: str) -> Component:
+    """Returns which half of its block a tensor belongs to: `both` where one tensor serves both."""
+    rest = name.removeprefix(f"{block}.")
+    if _ATTENTION.match(rest):
+        return "attention"
+    return "mlp" if _MLP.match(rest) else "both"
+
+
+def is_of_the_grid(name: str) -> bool:
+    """Says whether a tensor's size follows from the patch grid (relative position tables)."""
+    return bool(_OF_THE_GRID.search(name))
