@@ -1,0 +1,154 @@
+"""The report's numbers as files: report.json, one CSV per table, and the table on a terminal."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vitwarm.files import write_text
+from vitwarm.records import code_version
+from vitwarm.report.facts import Analysis
+from vitwarm.report.words import count, headlines, method_notes, plus_minus, share
+
+#: Version of report.json's layout; a reader may rely on the fields of the version it knows.
+FORMAT = 1
+
+
+def write_json(analyses: list[Analysis], path: Path) -> None:
+    """Writes every number of the report as JSON."""
+    plain = {
+        "format": FORMAT,
+        "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "code_version": code_version(),
+        "sections": [
+            {
+                "headlines": headlines(analysis),
+                "method": method_notes(analysis),
+                **dataclasses.asdict(analysis),
+            }
+            for analysis in analyses
+        ],
+    }
+    write_text(path, json.dumps(plain, indent=1) + "\n")
+
+
+def write_csvs(analyses: list[Analysis], folder: Path) -> list[Path]:
+    """Writes one CSV per table that has rows into the folder and returns their paths."""
+    tables: dict[str, list[dict[str, Any]]] = {
+        "runs": [], "accuracy": [], "differences": [], "equal_accuracy": [], "warmups": [],
+        "convergence": [],
+    }  # fmt: skip
+    for analysis in analyses:
+        where = {"section": analysis.title, "match": analysis.match}
+        tables["runs"] += [where | dataclasses.asdict(line) for line in analysis.runs]
+        tables["accuracy"] += [where | row for row in _accuracy_rows(analysis)]
+        tables["differences"] += [where | row for row in _difference_rows(analysis)]
+        tables["equal_accuracy"] += [where | row for row in _saving_rows(analysis)]
+        for line in analysis.warmups:
+            facts = dataclasses.asdict(line)
+            del facts["curve_steps"], facts["curve_percent"]
+            tables["warmups"].append(where | facts | {"arms": " ".join(line.arms)})
+        for curve in analysis.convergence:
+            for step, seen, top1 in zip(curve.steps, curve.images_seen, curve.top1, strict=True):
+                tables["convergence"].append(
+                    where | {
+                        "arm": curve.arm, "n_images": curve.n_images, "seed": curve.seed,
+                        "step": step, "images_seen": seen, "top1_percent": top1,
+                    }
+                )  # fmt: skip
+    paths = []
+    for name, rows in tables.items():
+        if rows:
+            paths.append(folder / f"{name}.csv")
+            write_text(paths[-1], _to_csv(rows))
+    return paths
+
+
+def terminal_table(analysis: Analysis) -> str:
+    """Returns the section in a few lines: top-1 and half its 95 % interval, arms by images."""
+    if not analysis.sizes:
+        return f"{analysis.title}: no image trainings"
+    fractions = {cell.n_images: cell.fraction for cell in analysis.cells}
+    heads = ["top-1 %"]
+    for size in analysis.sizes:
+        part = share(fractions.get(size))
+        heads.append(f"{count(size)} images" + (f" ({part})" if part else ""))
+    rows = [heads]
+    for arm in analysis.arms:
+        row = [arm.label]
+        for size in analysis.sizes:
+            cell = analysis.cell(arm.label, size)
+            text = plus_minus(cell.top1) if cell else ""
+            if cell and cell.missing:
+                text += f" [{len(cell.points)}/{len(cell.points) + len(cell.missing)} seeds]"
+            row.append(text)
+        rows.append(row)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+    lines = ["  ".join(word.ljust(w) for word, w in zip(row, widths, strict=True)) for row in rows]
+    match = f"match: {analysis.match}" if analysis.match else "no sweep"
+    said = [f"  {text}" for text in headlines(analysis)]
+    flags = [f"  ! {text}" for text in analysis.problems]
+    return "\n".join(
+        [f"{analysis.title} ({match})", *(line.rstrip() for line in lines), *said, *flags]
+    )
+
+
+def _accuracy_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:
+    for cell in analysis.cells:
+        top1 = cell.top1
+        yield {
+            "arm": cell.arm, "n_images": cell.n_images, "fraction": cell.fraction,
+            "images_seen": cell.images_seen, "total_samples": cell.total_samples,
+            "n_seeds": len(cell.points), "mean_percent": top1.mean if top1 else None,
+            "sd": top1.sd if top1 else None, "low": top1.low if top1 else None,
+            "high": top1.high if top1 else None,
+            "seeds": " ".join(f"{p.seed}:{p.value:.6g}" for p in cell.points),
+            "missing": "; ".join(cell.missing),
+        }  # fmt: skip
+
+
+def _difference_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:
+    for matched, found in (
+        ("images seen", analysis.matched_images),
+        ("total samples", analysis.matched_total),
+    ):
+        for line in found:
+            yield {
+                "matched": matched, "arm": line.arm, "reference": line.reference,
+                "n_images": line.n_images, "n_pairs": line.difference.n,
+                "mean_points": line.difference.mean, "sd": line.difference.sd,
+                "low": line.difference.low, "high": line.difference.high,
+                "seeds": " ".join(f"{p.seed}:{p.value:.6g}" for p in line.points),
+                "unpaired": "; ".join(line.unpaired),
+            }  # fmt: skip
+
+
+def _saving_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:
+    for line in analysis.savings:
+        needs = line.needs
+        estimate = needs.estimate
+        yield {
+            "arm": line.arm, "reference": line.reference, "reference_images": line.n_images,
+            "accuracy_percent": line.accuracy, "bound": estimate.bound,
+            "images": estimate.images, "share_of_reference": estimate.images / line.n_images,
+            "isotonic_fit": estimate.fitted,
+            "low_bound": needs.low.bound if needs.low else None,
+            "low": needs.low.images if needs.low else None,
+            "high_bound": needs.high.bound if needs.high else None,
+            "high": needs.high.images if needs.high else None,
+            "seeds": " ".join(f"{s}:{r.bound}{r.images:.6g}" for s, r in needs.per_seed.items()),
+        }  # fmt: skip
+
+
+def _to_csv(rows: list[Mapping[str, Any]] | list[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
