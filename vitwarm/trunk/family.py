@@ -8,8 +8,8 @@ heads) and therefore never to the trunk.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,17 +17,17 @@ from timm import models as timm_models
 from torch import nn
 
 from vitwarm.errors import ModelError
+from vitwarm.trunk.select import BLOCK
 
 Layout = Literal["NLC", "NHWC", "NCHW"]
-Component = Literal["attention", "mlp", "both"]
 
 PREFIX_TOKENS = ("cls_token", "reg_token", "dist_token")
 HEADS = ("head", "head_drop", "head_dist", "attn_pool")
 #: Top-level names of the image side, in every class.
 IMAGE_SIDE = frozenset({"patch_embed", "pos_embed", *PREFIX_TOKENS, *HEADS})
 
-_ATTENTION = re.compile(r"^(attn|attns|norm1|ls1|gamma_?1|cross_attn)(\.|$)")
-_MLP = re.compile(r"^(mlp|ffns|norm2|ls2|gamma_?2)(\.|$)")
+#: Arguments that say nothing about the trunk.
+_OF_THE_IMAGES = frozenset({"num_classes", "in_chans", "pretrained"})
 #: Tensors whose size follows from the patch grid or the window.
 _OF_THE_GRID = re.compile(r"relative_position|rel_pos|relative_coords|rel_indices")
 
@@ -52,8 +52,6 @@ class Family:
     """Attributes that add a position to each patch."""
     needs_positions: bool = False
     """`forward_features` adds the first of them without asking whether it is there."""
-    block: str = r"blocks\.\d+"
-    """Pattern of a block's prefix in tensor names."""
     head_norm: bool = False
     """The final norm lives in the head (`head.norm`)."""
     any_length: bool = True
@@ -62,7 +60,7 @@ class Family:
     """Takes square grids alone."""
 
 
-_SWIN = Family(enter="NHWC", leave="NHWC", block=r"layers\.\d+\.blocks\.\d+", any_length=False)
+_SWIN = Family(enter="NHWC", leave="NHWC", any_length=False)
 
 #: timm class -> how it takes tokens.
 FAMILIES: dict[str, Family] = {
@@ -94,14 +92,11 @@ FAMILIES: dict[str, Family] = {
         enter="NCHW",
         image_side=frozenset({"aux_head", "post_network"}),
         class_blocks="post_network",
-        block=r"network\.\d+\.\d+",
         any_length=False,
     ),
     "SwinTransformer": _SWIN,
     "SwinTransformerV2": _SWIN,
-    "SwinTransformerV2Cr": Family(
-        enter="NCHW", leave="NCHW", block=r"stages\.\d+\.blocks\.\d+", any_length=False
-    ),
+    "SwinTransformerV2Cr": Family(enter="NCHW", leave="NCHW", any_length=False),
 }
 
 #: timm class -> why the idea does not carry over (or is not built).
@@ -130,6 +125,18 @@ def name_of(model: nn.Module) -> str:
     return str(config.get("architecture") or type(model).__name__)
 
 
+def model_args(model: nn.Module) -> str:
+    """Returns, as JSON, the arguments with which `timm.create_model` builds this model again."""
+    from timm.models._input import get_model_args  # timm's export uses it; not in its public names
+
+    def is_plain(value: object) -> bool:  # classes and partials come with the model's name
+        return value is None or isinstance(value, bool | int | float | str | list | tuple | dict)
+
+    args = get_model_args(model)
+    plain = {k: v for k, v in args.items() if k not in _OF_THE_IMAGES and is_plain(v)}
+    return json.dumps(plain, default=str, sort_keys=True)
+
+
 def trunk_names(model: nn.Module) -> list[str]:
     """Returns the names of the trunk's tensors in the order of the model's state dict.
 
@@ -155,24 +162,21 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
 
     Raises: ModelError: as `family_of`.
     """
-    pattern = re.compile(family_of(model).block)
-    return {name: part for name, part in model.named_modules() if pattern.fullmatch(name)}
+    family_of(model)
+    return {name: part for name, part in model.named_modules() if BLOCK.fullmatch(name)}
 
 
-def block_of(name: str, blocks: Iterable[str]) -> str | None:
-    """Returns the block that a tensor lies in, or None for one outside all blocks."""
-    for prefix in blocks:
-        if name.startswith(f"{prefix}."):
-            return prefix
-    return None
-
-
-def component_of(name: str, block: str) -> Component:
-    """Returns which half of its block a tensor belongs to: `both` where one tensor serves both."""
-    rest = name.removeprefix(f"{block}.")
-    if _ATTENTION.match(rest):
-        return "attention"
-    return "mlp" if _MLP.match(rest) else "both"
+def heads_of(model: nn.Module) -> str:
+    """Returns the attention heads of the blocks: `3`, or `3,6,12` where stages differ."""
+    counts: list[str] = []
+    for block in blocks_of(model).values():
+        parts = (
+            getattr(part, "num_heads", getattr(part, "heads", None)) for part in block.modules()
+        )
+        count = next((str(n) for n in parts if isinstance(n, int)), "0")
+        if count not in counts[-1:]:
+            counts.append(count)
+    return ",".join(counts)
 
 
 def is_of_the_grid(name: str) -> bool:

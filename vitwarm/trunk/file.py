@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitwarm.errors import TrunkError, nearest
 from vitwarm.files import write_bytes
-from vitwarm.trunk.family import blocks_of, name_of, trunk_names
+from vitwarm.trunk.family import blocks_of, heads_of, model_args, name_of, trunk_names
 
 FORMAT_VERSION = 1
 FILE_NAME = "trunk.safetensors"
@@ -61,7 +61,13 @@ def save_trunk(
         if hasattr(model, "facts") and isinstance(getattr(model, "model", None), nn.Module):
             facts = dict(model.facts)  # type: ignore[arg-type]
             model = model.model  # type: ignore[assignment]
-        facts = {"model": name_of(model), "depth": str(len(blocks_of(model))), **facts}
+        facts = {
+            "model": name_of(model),
+            "model_args": model_args(model),
+            "depth": str(len(blocks_of(model))),
+            "num_heads": heads_of(model),
+            **facts,
+        }
         state = model.state_dict()
         tensors = {name: state[name] for name in trunk_names(model)}
     else:

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitwarm.errors import ModelError
-from vitwarm.seeding import numpy_rng
+from vitwarm.seeding import numpy_rng, torch_seeded
 from vitwarm.trunk.family import (
     PREFIX_TOKENS,
     Family,
     Layout,
     blocks_of,
     family_of,
+    heads_of,
+    model_args,
     name_of,
     trunk_names,
 )
@@ -98,6 +100,8 @@ class TokenModel(nn.Module):
             "patch_grid": f"{native[0]}x{native[1]}",
             "width": str(width),
             "depth": str(len(blocks_of(model))),
+            "num_heads": heads_of(model),
+            "model_args": model_args(model),
             "embedding": f"{embedding}, frozen",
             "token_scale": f"{token_scale:.6g}",
             "positions": own or "random unit vectors, frozen",
@@ -113,7 +117,8 @@ class TokenModel(nn.Module):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trunk or name.split(".")[-1] in PREFIX_TOKENS)
         self.model: Any = model  # timm's classes share their attributes by custom, not by type
-        self.unfold = _unfold_for(model, self.grid, width)
+        with torch_seeded(seed, "unfold"):
+            self.unfold = _unfold_for(model, self.grid, width)
         width_out: Any = model.num_features
         self.width = width if self.unfold is not None else int(width_out)
 

@@ -1,0 +1,292 @@
+"""From a trunk file and a timm model to a model ready for images, with an audit of every tensor."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import timm
+import torch
+from torch import nn
+
+from vitwarm.errors import HandoffError, ModelError
+from vitwarm.seeding import torch_seeded
+from vitwarm.trunk import (
+    Audit,
+    AuditEntry,
+    Trunk,
+    audit_tensors,
+    build_model,
+    check_name,
+    choose_names,
+    export_model,
+    heads_of,
+    is_of_the_grid,
+    load_trunk,
+    name_of,
+    patch_grid,
+    trunk_names,
+)
+from vitwarm.trunk.select import Blocks, Scope, block_prefixes
+
+__all__ = ["Audit", "AuditEntry", "attach", "export_model", "start_from"]
+
+
+def attach(
+    trunk: str | Path | Trunk | None = None,
+    *,
+    model: str,
+    scope: Scope = "all",
+    blocks: Blocks = None,
+    seed: int = 0,
+    **timm_kwargs: Any,
+) -> tuple[nn.Module, Audit]:
+    """Builds an image model whose trunk comes from a trunk file; all else is fresh from the seed.
+
+    timm builds the model from `seed` first and the carried tensors overwrite its own, so the fresh
+    tensors are the same whatever is carried: arms are paired by construction.
+
+    Args:
+        trunk: a trunk file, a run folder, a shipped name, a loaded Trunk; None: the default arm.
+        model: timm's name of the image model.
+        scope: `all`, or one half of each block: `attention` or `mlp`.
+        blocks: a slice such as `-4:` or a list of block indices; None: all.
+        seed: of timm's initialisation.
+        timm_kwargs: passed to `timm.create_model`.
+    Returns: the model on the CPU, and the audit.
+    Raises:
+        ModelError: no such timm model.
+        TrunkError: no such trunk, or a file that is none.
+        HandoffError: the trunk does not fit the model; the first tensor that does not is named.
+    """
+    vit = build_model(model, seed=seed, **timm_kwargs)
+    loaded = trunk if isinstance(trunk, Trunk) or trunk is None else load_trunk(trunk)
+    fresh = f"timm's initialisation, seed {seed}"
+    if loaded is None:
+        return vit, Audit(model=model, entries=audit_tensors(vit.state_dict(), {}, fresh))
+    source = str(loaded.path) if loaded.path else "memory"
+    where = f"trunk {source} and model {model}"
+    pairs = _match(loaded, vit, scope=scope, blocks=blocks, where=where)
+    state = vit.state_dict()
+    with torch.no_grad():
+        for name, theirs in pairs.items():
+            state[name].copy_(loaded.tensors[theirs])
+    sources = json.loads(loaded.metadata.get("sources", "{}"))
+    origin = {
+        name: sources.get(theirs, source) + (f" ({theirs})" if theirs != name else "")
+        for name, theirs in pairs.items()
+    }
+    return vit, Audit(
+        model=model,
+        entries=audit_tensors(state, origin, fresh),
+        trunk=source,
+        trunk_sha256=loaded.sha256,
+        metadata=loaded.metadata,
+        notes=_notes(loaded, vit, pairs),
+    )
+
+
+def start_from(
+    init: str | Path, *, model: str | None = None, seed: int = 0, **timm_kwargs: Any
+) -> tuple[nn.Module, Audit]:
+    """Builds a model from a whole pretrained one, for fine-tuning.
+
+    The head is fresh where the number of classes differs; timm resamples positions (and tables of
+    relative positions) where the image size does.
+
+    Args:
+        init: an export folder (of ours or of timm's), or a timm model name with its weights' tag.
+        model: what the model must be; None: whatever `init` is.
+        seed: of what is fresh.
+        timm_kwargs: passed to `timm.create_model`.
+    Raises:
+        ModelError: no such model, or its weights cannot be had.
+        HandoffError: `init` is another model than `model`, or a folder without a model.
+    """
+    name = _source_name(str(init), model)
+    try:
+        with torch_seeded(seed, "model"):
+            vit: nn.Module = timm.create_model(name, pretrained=True, **timm_kwargs)
+    except Exception as error:  # the hub, the file and timm each raise families of their own
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ModelError(
+            f"handoff.init is {str(init)!r}; its weights cannot be loaded: {first}. Give an export "
+            "folder with config.json and model.safetensors, or a timm tag while online."
+        ) from error
+    theirs = _shapes_in(Path(init) / "model.safetensors") if Path(str(init)).is_dir() else None
+    if theirs is None:
+        theirs = _pretrained_shapes(vit)
+    sources: dict[str, str] = {}
+    for key, tensor in vit.state_dict().items():
+        if theirs.get(key) == tuple(tensor.shape):
+            sources[key] = str(init)
+        elif key in theirs and not key.startswith(_head_names(vit)):
+            old = "x".join(map(str, theirs[key]))
+            sources[key] = f"{init} (resampled from {old})"
+    entries = audit_tensors(vit.state_dict(), sources, f"timm's initialisation, seed {seed}")
+    return vit, Audit(model=name_of(vit), entries=entries, trunk=str(init))
+
+
+def _match(
+    trunk: Trunk, vit: nn.Module, *, scope: Scope, blocks: Blocks, where: str
+) -> dict[str, str]:
+    """Returns the model's tensor name -> the file's, for all that is carried; refuses a misfit."""
+    names = trunk_names(vit)
+    _check_depth(trunk, names, where)
+    heads = trunk.metadata.get("num_heads", heads_of(vit))
+    if heads != heads_of(vit):
+        raise HandoffError(
+            f"{where} do not fit: the trunk has {heads} attention heads, the model "
+            f"{heads_of(vit)}, so the same numbers would mean something else. Set num_heads alike."
+        )
+    theirs = _named_as(trunk, names)
+    selected = choose_names(names, scope=scope, blocks=blocks)
+    homeless = [n for n in choose_names(list(theirs), scope=scope, blocks=blocks) if n not in names]
+    if homeless:
+        raise HandoffError(
+            f"{where} do not fit: the trunk's tensor {theirs[homeless[0]]!r} has no place in the "
+            "model. Use the model that was warmed up, with the same model_kwargs."
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in vit.state_dict().items()}
+    for name in selected:
+        if name in theirs:
+            _check_shape(name, tuple(trunk.tensors[theirs[name]].shape), shapes[name], where)
+    missing = [name for name in selected if name not in theirs]
+    if missing and not trunk.is_partial:
+        raise HandoffError(
+            f"{where} do not fit: the trunk lacks {missing[0]!r}. Use the model that was warmed "
+            "up, with the same model_kwargs."
+        )
+    if len(missing) == len(selected):
+        raise HandoffError(
+            f"{where}: with scope {scope!r} and blocks {blocks!r} nothing would be carried. "
+            "Choose a part that the trunk file holds."
+        )
+    return {name: theirs[name] for name in selected if name in theirs}
+
+
+def _named_as(trunk: Trunk, names: list[str]) -> dict[str, str]:
+    """The file's tensors by the model's names: the last norm is `norm` or, pooled, `fc_norm`."""
+    known = set(names)
+
+    def renamed(name: str) -> str:
+        if name not in known:
+            for a, b in (("norm.", "fc_norm."), ("fc_norm.", "norm.")):
+                if name.startswith(a) and name.replace(a, b, 1) in known:
+                    return name.replace(a, b, 1)
+        return name
+
+    return {renamed(name): name for name in trunk.tensors}
+
+
+def _check_depth(trunk: Trunk, names: list[str], where: str) -> None:
+    prefixes = block_prefixes(names)
+    found = block_prefixes(trunk.tensors)
+    depth = int(trunk.metadata.get("depth", 0)) or len(found)
+    if depth == len(prefixes) and set(found) <= set(prefixes):
+        return
+    odd = [p for p in found if p not in prefixes] or [p for p in prefixes if p not in found]
+    first = next((n for n in [*trunk.tensors, *names] if odd and n.startswith(f"{odd[0]}.")), odd)
+    raise HandoffError(
+        f"{where} do not fit: the trunk is of {depth} blocks, the model has {len(prefixes)} (the "
+        f"first tensor without a partner is {first!r}). Set depth in model_kwargs, or warm up that "
+        "model."
+    )
+
+
+def _check_shape(name: str, theirs: tuple[int, ...], ours: tuple[int, ...], where: str) -> None:
+    if theirs == ours:
+        return
+    shapes = f"tensor {name!r} is {_x(theirs)} in the trunk and {_x(ours)} in the model"
+    if is_of_the_grid(name):
+        raise HandoffError(
+            f"{where} do not fit: {shapes}; it is a table of relative positions, whose size "
+            "follows from the patch grid. Warm up with the same img_size and patch size."
+        )
+    cause = "the MLP ratio" if re.search(r"\bmlp\b|fc1|fc2", name) else "the width"
+    raise HandoffError(
+        f"{where} do not fit: {shapes} ({cause} differs). Choose the model that was warmed up, or "
+        "set embed_dim, num_heads and mlp_ratio alike in model_kwargs."
+    )
+
+
+def _notes(trunk: Trunk, vit: nn.Module, pairs: Mapping[str, str]) -> list[str]:
+    notes = []
+    facts = trunk.metadata
+    grid = "x".join(map(str, patch_grid(vit)))
+    if facts.get("grid", grid) != grid:
+        notes.append(
+            f"the trunk saw sequences of {facts.get('n_tokens', '?')} tokens ({facts['grid']}), "
+            f"the model has {grid} patches"
+        )
+    if facts.get("status") == "unfinished":
+        notes.append("the warm-up that made this trunk was not finished")
+    if facts.get("verdict") == "not learned":
+        notes.append("the warm-up that made this trunk learned nothing")
+    state = vit.state_dict()
+    cast = {(trunk.tensors[b].dtype, state[a].dtype) for a, b in pairs.items()}
+    for theirs, ours in sorted(cast, key=str):
+        if theirs != ours:
+            notes.append(f"numbers were cast from {theirs} to {ours}")
+    renamed = [f"{b} -> {a}" for a, b in pairs.items() if a != b]
+    if renamed:
+        notes.append(f"the final norm stands after pooling here: {', '.join(renamed)}")
+    return notes
+
+
+def _source_name(init: str, model: str | None) -> str:
+    """What timm calls the source, checked against the model that was asked for."""
+    asked = model.split(".")[0] if model else None
+    folder = Path(init.removeprefix("local-dir:"))
+    if not folder.is_dir():
+        check_name(init)
+        if asked and init.split(".")[0] != asked:
+            raise HandoffError(
+                f"handoff.init is {init!r}, but the model is {model!r}. Make them the same model."
+            )
+        return init
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architecture = str(config["architecture"])
+    except (OSError, ValueError, KeyError) as error:
+        raise HandoffError(
+            f"handoff.init is {init!r}, a folder without a timm model (no config.json that names "
+            "an architecture). Give the export folder of a training run."
+        ) from error
+    if asked and architecture != asked:
+        raise HandoffError(
+            f"handoff.init {init} holds {architecture!r}, but the model is {model!r}. Make them "
+            "the same model."
+        )
+    return f"local-dir:{folder.resolve()}"
+
+
+def _shapes_in(path: Path) -> dict[str, tuple[int, ...]] | None:
+    if not path.is_file():
+        return None
+    with safetensors.safe_open(path, framework="pt") as file:
+        return {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
+
+
+def _pretrained_shapes(vit: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of downloaded weights, as far as timm's own config of them tells."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in vit.state_dict().items()}
+    config: Any = getattr(vit, "pretrained_cfg", {})
+    if config.get("num_classes") != getattr(vit, "num_classes", None):
+        shapes = {n: s for n, s in shapes.items() if not n.startswith(_head_names(vit))}
+    return shapes
+
+
+def _head_names(vit: nn.Module) -> tuple[str, ...]:
+    config: Any = getattr(vit, "pretrained_cfg", {})
+    classifier = config.get("classifier") or "head"
+    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    return tuple(f"{name}." for name in names)
+
+
+def _x(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"

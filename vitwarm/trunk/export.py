@@ -1,0 +1,63 @@
+"""Models as folders that timm loads, in both of its ways."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from vitwarm.errors import RunError
+
+
+def export_model(vit: nn.Module, folder: str | Path, *, facts: Mapping[str, Any]) -> Path:
+    """Writes a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
+
+    It holds `model.safetensors` (plain, as timm's --initial-checkpoint takes it) and `config.json`.
+    What stood at `folder` is replaced once the new one is whole.
+
+    Args:
+        vit: a timm model.
+        folder: the export folder.
+        facts: `mean`, `std`, `crop_pct`, `interpolation`, `input_size` describe the preprocessing;
+            `tag`, `license`, `origin` replace those of timm's own weights; everything else that is
+            JSON goes to config.json under `vitwarm`.
+    Raises: RunError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    preprocessing = ("mean", "std", "crop_pct", "interpolation", "input_size", "crop_mode")
+    data_config = {k: facts[k] for k in preprocessing if facts.get(k) is not None}
+    described = {
+        "tag": facts.get("tag", "vitwarm"),
+        "license": facts.get("license", "unknown"),  # timm's own names the licence of ITS weights
+        "origin_url": facts.get("origin", ""),
+        "description": facts.get("description", "Trained with vitwarm."),
+        "paper_name": "",
+        "paper_ids": "",
+        "notes": "",
+    }
+    known = {*preprocessing, "tag", "license", "origin", "description"}
+    rest = {k: v for k, v in facts.items() if k not in known}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as made:
+            new = Path(made) / "new"
+            timm.models.save_for_hf(
+                vit,
+                str(new),
+                model_config={"pretrained_cfg": described, "vitwarm": rest},
+                safe_serialization=True,
+                data_config=data_config or None,
+            )
+            if folder.exists():
+                folder.rename(Path(made) / "old")
+            new.rename(folder)
+    except OSError as error:
+        raise RunError(
+            f"{folder} cannot be written: {error.strerror or error}. Free some space or choose "
+            "another folder."
+        ) from error
+    return folder
