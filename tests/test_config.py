@@ -30,6 +30,7 @@ RECIPES = sorted(Path(__file__).parent.parent.joinpath("configs").rglob("*.yaml"
         ("warmup.hide_share=1.5", r"warmup\.hide_share is 1\.5"),
         ("warmup.precision=fp8", r"warmup\.precision.*fp8.*bf16"),
         ("warmup.checkpoint_minutes=0", r"warmup\.checkpoint_minutes is 0"),
+        ("warmup.model_kwargs={depth:3}", r"key 'depth:3'.*blank after the colon"),
         ("warmup", "'warmup' is no override; write section.field=value"),
     ],
 )

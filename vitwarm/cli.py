@@ -58,7 +58,10 @@ def run_command(name: str, words: Sequence[str]) -> int:
     )
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show a traceback on errors")
-    args = parser.parse_args(list(words))
+    # Overrides may stand before, between and behind options; argparse offers that only to parsers
+    # without subcommands.
+    parse = parser.parse_args if parser._subparsers else parser.parse_intermixed_args
+    args = parse(list(words))
     try:
         return int(module.run(args))
     except VitwarmError as error:

@@ -40,6 +40,9 @@ class RuleConfig:
     params: dict[str, Any] = field(default_factory=dict)
     """Parameters of the (innermost) rule, checked against its signature."""
 
+    def __post_init__(self) -> None:
+        _names(self, "rule", "params")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -125,6 +128,7 @@ class WarmupConfig:
             self, "warmup", "lr", "clip_grad", "eval_sequences", "token_scale", "position_scale"
         )
         _share(self, "warmup", "hide_share")
+        _names(self, "warmup", "model_kwargs")
         _check_minutes(self.checkpoint_minutes, "warmup.checkpoint_minutes")
 
 
@@ -292,6 +296,7 @@ class TrainConfig:
                 f"train.warmup_epochs is {self.warmup_epochs}; it must lie between 0 and "
                 f"train.epochs ({self.epochs}). Shorten the ramp or train longer."
             )
+        _names(self, "train", "model_kwargs")
         _check_minutes(self.checkpoint_minutes, "train.checkpoint_minutes")
 
 
@@ -583,6 +588,16 @@ def _unit(config: Any, section: str, name: str) -> None:
     value = getattr(config, name)
     if not 0 <= value <= 1:
         raise ConfigError(f"{section}.{name} is {value}; it must lie between 0 and 1.")
+
+
+def _names(config: Any, section: str, name: str) -> None:
+    """Refuses `{depth:3}`, which YAML reads as one key without a value (a blank is missing)."""
+    for key in getattr(config, name):
+        if not str(key).isidentifier():
+            raise ConfigError(
+                f"{section}.{name} has the key {str(key)!r}, which is no argument's name. "
+                f"Write {{depth: 3}} with a blank after the colon, or {section}.{name}.depth=3."
+            )
 
 
 def _check_minutes(value: float, name: str) -> None:

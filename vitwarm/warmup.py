@@ -39,6 +39,7 @@ from vitwarm.loop import (
     SteppedModule,
     World,
     choose_device,
+    compile_blocks,
     cosine_lr,
     cut_batch,
     find_world,
@@ -49,7 +50,7 @@ from vitwarm.records import Record, RunFolder, code_version, open_run, read_metr
 from vitwarm.rules import Rule, make_rule, rule_config
 from vitwarm.seeding import seed_of
 from vitwarm.sequences import SequenceLoader, WarmupBatch, pack
-from vitwarm.trunk import TokenModel, build_model, compile_blocks, save_trunk
+from vitwarm.trunk import TokenModel, build_model, build_shapes, patch_grid, save_trunk
 from vitwarm.units import Budget, format_seconds, parse_budget
 from vitwarm.verdict import SATURATED_PERCENT, Verdict, describe, find_saturation, judge
 
@@ -137,8 +138,8 @@ def plan_warmup(config: WarmupRun, *, n_tokens: int | None = None) -> WarmupPlan
 
 def count_tokens(model: str, model_kwargs: dict[str, Any]) -> int:
     """Returns the patch count of a timm model, without allocating its weights."""
-    with torch.device("meta"):
-        return TokenModel(build_model(model, seed=0, **model_kwargs), n_ids=2).n_tokens
+    rows, columns = patch_grid(build_shapes(model, **model_kwargs))
+    return rows * columns
 
 
 def warmup_folder(config: WarmupRun) -> Path:
