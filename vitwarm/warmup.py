@@ -50,7 +50,14 @@ from vitwarm.records import Record, RunFolder, code_version, open_run, read_metr
 from vitwarm.rules import Rule, make_rule, rule_config
 from vitwarm.seeding import seed_of
 from vitwarm.sequences import SequenceLoader, WarmupBatch, pack
-from vitwarm.trunk import TokenModel, build_model, build_shapes, patch_grid, save_trunk
+from vitwarm.trunk import (
+    TokenModel,
+    build_model,
+    build_shapes,
+    load_trunk,
+    patch_grid,
+    save_trunk,
+)
 from vitwarm.units import Budget, format_seconds, parse_budget
 from vitwarm.verdict import SATURATED_PERCENT, Verdict, describe, find_saturation, judge
 
@@ -153,7 +160,7 @@ class HiddenLoss(NamedTuple):
     loss: Tensor
     """Cross-entropy in nats, summed."""
     correct: Tensor
-    count: Tensor
+    n_hidden: Tensor
 
 
 def hidden_loss(logits_KV: Tensor, targets_K: Tensor) -> HiddenLoss:
@@ -168,8 +175,8 @@ def hidden_loss(logits_KV: Tensor, targets_K: Tensor) -> HiddenLoss:
     )
     with torch.no_grad():
         correct = (logits_KV.argmax(dim=-1) == targets_K).sum()
-        count = (targets_K != IGNORE).sum()
-    return HiddenLoss(loss, correct, count)
+        n_hidden = (targets_K != IGNORE).sum()
+    return HiddenLoss(loss, correct, n_hidden)
 
 
 class WarmupModule(SteppedModule):
@@ -220,7 +227,7 @@ class WarmupModule(SteppedModule):
 
     def training_step(self, batch: WarmupBatch, batch_idx: int) -> Tensor:
         sums = hidden_loss(self(batch.input_ids, batch.hidden), batch.targets)
-        part = torch.stack([sums.loss.detach(), sums.correct.float(), sums.count.float()])
+        part = torch.stack([sums.loss.detach(), sums.correct.float(), sums.n_hidden.float()])
         self._meters = part if self._meters is None else self._meters + part
         # Lightning divides by the accumulation and DDP by the processes; what is left is the mean
         # over the hidden tokens of the whole batch, wherever they were computed.
@@ -229,7 +236,7 @@ class WarmupModule(SteppedModule):
     def make_optimizer(self) -> Optimizer:
         # A list, not the module: the published recipe decays biases and norms too.
         parameters = [p for p in self.parameters() if p.requires_grad]
-        extra = {"fused": True} if self.opt in FUSED else {}
+        extra: dict[str, Any] = {"fused": True} if self.opt in FUSED else {}
         return create_optimizer_v2(
             parameters, opt=self.opt, lr=self.peak, weight_decay=self.weight_decay, **extra
         )
@@ -411,7 +418,7 @@ def _train(
     def leave_trunk(stopped: SteppedModule) -> None:
         save_trunk(
             run.path / "trunk.safetensors",
-            tokens.model,
+            tokens,
             _trunk_metadata(plan, tokens, steps=stopped.steps_done, status="unfinished"),
         )
 
@@ -442,11 +449,12 @@ def _train(
     saver.save(module) if trainer.optimizers else None
     facts = evaluate(module, plan, device=choose_device(config.run))
     metadata = _trunk_metadata(plan, tokens, steps=module.steps_done, status="finished", **facts)
-    sha = save_trunk(run.path / "trunk.safetensors", tokens.model, metadata)
+    trunk = save_trunk(run.path / "trunk.safetensors", tokens, metadata)
+    sha = load_trunk(trunk).sha256
     record = _record(plan, run, module, facts, loader, sha)
     run.write_record(record)
     say(describe(record))
-    say(f"trunk     {run.path / 'trunk.safetensors'}")
+    say(f"trunk     {trunk}")
     return record
 
 

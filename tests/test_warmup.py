@@ -1,0 +1,291 @@
+"""The warm-up learns what it should, resumes bit for bit, and stops without losing anything."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vitwarm.config import WarmupRun, load_config
+from vitwarm.errors import ConfigError, Stopped, TrainingFailed
+from vitwarm.loop import World, cosine_lr, cut_batch
+from vitwarm.records import read_metrics, read_records
+from vitwarm.rules import make_rule
+from vitwarm.seeding import seed_of
+from vitwarm.sequences import SequenceLoader, WarmupBatch
+from vitwarm.trunk import load_trunk
+from vitwarm.verdict import judge
+from vitwarm.warmup import (
+    hidden_loss,
+    make_loader,
+    make_module,
+    make_token_model,
+    plan_warmup,
+    run_warmup,
+    warmup_folder,
+)
+
+TINY = [
+    "warmup.model=vit_tiny_patch16_224",
+    "warmup.model_kwargs={embed_dim: 32, depth: 2, num_heads: 2, img_size: 8, patch_size: 2}",
+    "rule.params.n_kinds=8",
+    "warmup.precision=fp32",
+    "warmup.batch_size=8",
+    "warmup.eval_sequences=64",
+    "warmup.budget=12steps",
+    "run.progress=false",
+    "run.log_every_steps=4",
+    "run.device=cpu",
+]
+
+
+def tiny(root: Path, *words: str) -> WarmupRun:
+    return load_config(WarmupRun, None, [*TINY, f"run.root={root}", *words])
+
+
+def weights(config: WarmupRun) -> dict[str, torch.Tensor]:
+    return load_trunk(warmup_folder(config) / "trunk.safetensors").tensors
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_published_plan() -> None:
+    plan = plan_warmup(load_config(WarmupRun))
+    assert (plan.budget.steps, plan.n_tokens, plan.ramp_steps) == (15_014, 196, 1000)
+    assert plan.rule_facts["name"] == "dyck"
+    assert plan.rule_facts["params"]["n_kinds"] == 64
+
+
+def test_the_schedule_is_the_published_one() -> None:
+    def lr(step: int) -> float:
+        return cosine_lr(step, n_steps=15_000, ramp=1000, start=1e-7, peak=2e-3, end=1e-6)
+
+    assert lr(0) == 1e-7
+    assert lr(500) == pytest.approx(1e-3, rel=1e-3)
+    assert lr(1000) == 2e-3
+    assert lr(8000) == pytest.approx((2e-3 + 1e-6) / 2)
+    assert lr(14_999) == pytest.approx(1e-6, rel=1e-3)
+
+
+def test_a_run_leaves_trunk_record_and_metrics_and_is_not_run_again(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    record = run_warmup(config)
+    folder = warmup_folder(config)
+    assert read_records(tmp_path) == [record]
+    assert record.steps == 12
+    assert record.warmup_samples == 96
+    assert record.warmup_tokens == 96 * 16
+    assert record.verdict == "not learned"
+    trunk = load_trunk(folder / "trunk.safetensors")
+    assert trunk.sha256 == record.trunk_sha256
+    assert trunk.metadata["status"] == "finished"
+    assert json.loads(trunk.metadata["rule"])["params"]["n_kinds"] == 8
+    assert [line["step"] for line in read_metrics(folder)] == [4, 8, 12]
+    before = (folder / "record.json").stat().st_mtime_ns
+    assert run_warmup(config) == record
+    assert (folder / "record.json").stat().st_mtime_ns == before
+
+
+def test_nothing_of_the_image_side_moves_and_all_of_the_trunk_does(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    fresh = {k: v.clone() for k, v in make_token_model(config).state_dict().items()}
+    run_warmup(config)
+    trained = weights(config)
+    assert trained
+    assert not any(name.startswith(("patch_embed", "pos_embed", "head")) for name in trained)
+    for name, tensor in trained.items():
+        assert not torch.equal(tensor, fresh[f"model.{name}"]), f"{name} did not move"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, accumulate: int) -> None:
+    cut = f"warmup.micro_batch_size={8 // accumulate}"
+    whole = tiny(tmp_path / "whole", cut)
+    run_warmup(whole)
+    parts = tiny(tmp_path / "parts", cut, "warmup.checkpoint_minutes=1e-6")
+    with interrupt_after_step(5), pytest.raises(Stopped, match="after step") as stopped:
+        run_warmup(parts)
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
+    assert load_trunk(warmup_folder(parts) / "trunk.safetensors").metadata["status"] == "unfinished"
+    assert read_records(tmp_path / "parts") == []
+    newest = sorted((warmup_folder(parts) / "checkpoints").iterdir())
+    assert len(newest) == 2
+    newest[-1].write_bytes(newest[-1].read_bytes()[:1000])  # a disk that filled, a node that died
+    record = run_warmup(parts)
+    assert record.steps == 12
+    assert same(weights(whole), weights(parts))
+
+
+def test_accumulation_does_not_change_the_loss(tmp_path: Path) -> None:
+    whole, parts = tiny(tmp_path / "a"), tiny(tmp_path / "b", "warmup.micro_batch_size=2")
+    run_warmup(whole)
+    run_warmup(parts)
+    a = [line["loss"] for line in read_metrics(warmup_folder(whole))]
+    b = [line["loss"] for line in read_metrics(warmup_folder(parts))]
+    assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_a_time_limit_saves_and_says_so(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "run.time_limit_minutes=1e-9")
+    with pytest.raises(Stopped, match="the time limit after step 1 of 12") as stopped:
+        run_warmup(config)
+    assert stopped.value.exit_code == 75
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(
+    tmp_path: Path,
+) -> None:
+    config = tiny(tmp_path, "warmup.lr=1e30", "warmup.ramp_steps=1", "run.log_every_steps=1")
+    with pytest.raises(TrainingFailed, match=r"step \d+ .*sequences of seed 0"):
+        run_warmup(config)
+    folder = warmup_folder(config)
+    assert json.loads((folder / "failure.json").read_text())["error"] == "TrainingFailed"
+    assert not (folder / "record.json").exists()
+
+
+def test_loss_is_the_mean_over_the_hidden_tokens_of_the_whole_batch(tmp_path: Path) -> None:
+    """However a batch is cut, the micro-batches' losses add up to the batch's mean."""
+    config = tiny(tmp_path)
+    plan = plan_warmup(config)
+    module = make_module(plan, make_token_model(config))
+    whole = next(iter(make_loader(plan, start_step=0)))
+    sums = hidden_loss(module(whole.input_ids, whole.hidden), whole.targets)
+    mean = sums.loss / sums.n_hidden
+    assert int(sums.n_hidden) == int(whole.n_hidden)
+    parts = []
+    for rank in range(2):
+        loader = sequence_loader(world_size=2, rank=rank, micro_batch_size=2)
+        for batch in loader.step(0):
+            part = hidden_loss(module(batch.input_ids, batch.hidden), batch.targets)
+            parts.append(part.loss / batch.n_hidden)
+    assert len(parts) == 4
+    assert torch.stack(parts).sum().item() == pytest.approx(mean.item(), rel=1e-5)
+
+
+def sequence_loader(**given: Any) -> SequenceLoader:
+    plain: dict[str, Any] = {
+        "seed": 0,
+        "n_tokens": 16,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "start_step": 0,
+        "n_steps": 6,
+    }
+    return SequenceLoader(make_rule("dyck", n_kinds=8), **{**plain, **given})
+
+
+def test_the_loader_gives_the_same_sequences_however_it_is_cut() -> None:
+    def rows(**given: Any) -> np.ndarray:
+        return np.concatenate([batch.input_ids.numpy() for batch in sequence_loader(**given)])
+
+    whole = rows()
+    assert whole.shape == (48, 16)
+    assert np.array_equal(rows(micro_batch_size=2), whole)
+    assert np.array_equal(rows(start_step=4), whole[32:])
+    halves = [rows(world_size=2, rank=r, micro_batch_size=4).reshape(6, 4, 16) for r in range(2)]
+    assert np.array_equal(np.concatenate(halves, axis=1).reshape(48, 16), whole)
+
+
+def test_the_loaders_length_is_what_it_yields_twice_over() -> None:
+    loader = sequence_loader(start_step=2, micro_batch_size=4)
+    assert len(loader) == len(list(loader)) == len(list(loader)) == 8
+
+
+def test_an_error_while_generating_reaches_the_training_loop() -> None:
+    loader = sequence_loader()
+    loader.n_tokens = 0
+    with pytest.raises(Exception, match=r"."):
+        list(loader)
+    assert not [t for t in threading.enumerate() if t.name == "sequences"]
+
+
+def test_a_batch_with_more_hidden_tokens_than_places_is_not_cut() -> None:
+    loader = sequence_loader()
+    loader.places = 3
+    batch: WarmupBatch = next(iter(loader.step(0)))
+    assert len(batch.hidden) == 64
+    assert int((batch.targets >= 0).sum()) == int(batch.n_hidden) > 3
+
+
+def test_an_odd_length_is_filled_with_one_visible_pad(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "warmup.n_tokens=15")
+    plan = plan_warmup(config)
+    assert (plan.n_tokens, plan.n_words) == (15, 14)
+    batch = next(iter(make_loader(plan, start_step=0)))
+    assert batch.input_ids.shape == (8, 15)
+    assert (batch.input_ids[:, 14] == plan.rule.pad_id).all()
+    assert run_warmup(config).extra["visible_pads"] == 1
+
+
+def test_held_out_sequences_are_not_the_training_ones() -> None:
+    rule = make_rule("dyck", n_kinds=8)
+    train = {row.tobytes() for row in rule.sample(0, 0, 4096, 64)}
+    held_out = {row.tobytes() for row in rule.sample(seed_of(0, "held-out"), 0, 1024, 64)}
+    assert not train & held_out
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "size", "says"),
+    [(10, None, 4, "4 processes cannot share"), (16, 3, 2, "do not divide")],
+)
+def test_batches_that_cannot_be_cut(batch: int, micro: int | None, size: int, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        cut_batch(batch, micro, World(rank=0, size=size), field="warmup")
+
+
+def test_verdicts() -> None:
+    def said(accuracy: float, chance: float, saturated: int | None) -> str:
+        return judge(
+            accuracy_percent=accuracy, chance_percent=chance, saturated_at=saturated, n_steps=100
+        )
+
+    assert said(2.0, 1.6, None) == "not learned"
+    assert said(52.0, 50.0, None) == "not learned"
+    assert said(40.0, 1.6, None) == "learned"
+    assert said(99.9, 1.6, 30) == "saturated early"
+    assert said(99.9, 1.6, 60) == "learned"
+
+
+def test_until_saturated_ends_at_the_second_solved_line(tmp_path: Path) -> None:
+    config = tiny(
+        tmp_path, "rule.params.n_kinds=1", "warmup.until=saturated", "warmup.budget=400steps",
+        "warmup.lr=1e-2", "warmup.ramp_steps=2",
+    )  # fmt: skip
+    record = run_warmup(config)  # one kind of bracket: every hidden token is the same
+    assert record.steps is not None
+    assert record.steps < 100
+    assert record.saturated_at_step is not None
+
+
+class interrupt_after_step:
+    """Sends this process a SIGTERM once the run's metrics show the step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __enter__(self) -> None:
+        from vitwarm import callbacks
+
+        self.original = callbacks.StopRequest.on_train_batch_end
+        step, original = self.step, self.original
+
+        def watched(stop: Any, trainer: Any, module: Any, *args: Any) -> None:
+            if module.steps_done == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+            original(stop, trainer, module, *args)
+
+        callbacks.StopRequest.on_train_batch_end = watched  # type: ignore[method-assign]
+
+    def __exit__(self, *_: object) -> None:
+        from vitwarm import callbacks
+
+        callbacks.StopRequest.on_train_batch_end = self.original  # type: ignore[method-assign]
