@@ -68,11 +68,12 @@ def analyse(section: Section) -> Analysis:
     if reference is None:
         return analysis
     done = _finished(trials)
+    matched = _matched_images(analysis, done, reference)
     return dataclasses.replace(
         analysis,
-        matched_images=_matched_images(analysis, done, reference),
+        matched_images=matched,
         matched_total=_matched_total(analysis, done, trials),
-        savings=_savings(analysis, done, reference),
+        savings=_savings(analysis, done, matched, reference),
     )
 
 
@@ -216,12 +217,14 @@ def _difference(done: Done, arm: str, reference: str, n_images: int) -> Differen
     )
 
 
-def _savings(analysis: Analysis, done: Done, reference: str) -> list[Saving]:
+def _savings(
+    analysis: Analysis, done: Done, matched: list[Difference], reference: str
+) -> list[Saving]:
     """Reads each arm's curve at the reference's accuracies; seeds are the curves."""
-    matched = {(d.arm, d.n_images) for d in analysis.matched_images}
+    comparable = {(d.arm, d.n_images) for d in matched}
     found = []
     for arm in analysis.arms:
-        sizes = [size for size in analysis.sizes if (arm.label, size) in matched]
+        sizes = [size for size in analysis.sizes if (arm.label, size) in comparable]
         if len(sizes) < 2:
             continue
         curves: dict[str, list[float]] = {}

@@ -106,9 +106,11 @@ def headlines(analysis: Analysis) -> list[str]:
         found.append(_saving_sentence(max(savings, key=lambda s: s.n_images)))
     total = [d for d in analysis.matched_total if d.arm == arm.label]
     if total:
-        found.append("At equal total samples: " + _difference_sentence(
-            analysis, max(total, key=lambda d: d.n_images)
-        ))  # fmt: skip
+        widest = max(total, key=lambda d: d.n_images)
+        found.append(
+            "At equal total samples, the warm-up counted: "
+            + _difference_sentence(analysis, widest).replace("With", "with", 1)
+        )
     return found or [
         f"{arm.label} and {analysis.reference} share no finished pair of seeds yet; nothing can be "
         "compared."
