@@ -196,7 +196,7 @@ def count_flops(plan: WarmupPlan) -> float:
     batch: WarmupBatch = next(iter(make_loader(plan, start_step=0)))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(batch.input_ids, batch.hidden)
-    return 3.0 * counter.get_total_flops() / len(batch.input_ids)
+    return 3.0 * float(counter.get_total_flops()) / len(batch.input_ids)
 
 
 if __name__ == "__main__":

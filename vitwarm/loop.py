@@ -259,8 +259,11 @@ def make_trainer(
         precision: `bf16` or `fp32`.
         accumulate: micro-batches per optimiser step.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # torch 2.15 renames the argument; its new name is not in the older torch that we allow.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6, torch 2.15
     device = choose_device(run)
     world_size = run.devices * run.nodes

@@ -216,7 +216,7 @@ class WarmupModule(SteppedModule):
         self.weight_decay = weight_decay
         self.compiled = False
         self.seconds_before = 0.0
-        self._started = time.monotonic()
+        self._started: float | None = None
         self._meters: Tensor | None = None
 
     def forward(self, input_ids_BT: Tensor, hidden_K: Tensor) -> Tensor:
@@ -268,7 +268,11 @@ class WarmupModule(SteppedModule):
     @property
     def seconds(self) -> float:
         """Seconds of training so far, over all resumptions."""
-        return self.seconds_before + time.monotonic() - self._started
+        began = self._started
+        return self.seconds_before + (0.0 if began is None else time.monotonic() - began)
+
+    def on_train_start(self) -> None:
+        self._started = time.monotonic()
 
     def describe_batch(self, step: int) -> str:
         return f"sequences of seed {self.seed} at step {step:,}"
