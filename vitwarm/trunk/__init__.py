@@ -8,6 +8,7 @@ from vitwarm.trunk.family import (
     family_of,
     heads_of,
     is_of_the_grid,
+    model_facts,
     name_of,
     trunk_names,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "heads_of",
     "is_of_the_grid",
     "load_trunk",
+    "model_facts",
     "name_of",
     "parse_blocks",
     "patch_grid",

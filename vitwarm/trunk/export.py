@@ -52,6 +52,8 @@ def export_model(vit: nn.Module, folder: str | Path, *, facts: Mapping[str, Any]
                 safe_serialization=True,
                 data_config=data_config or None,
             )
+            for path in new.iterdir():  # safetensors leaves them readable by their owner alone
+                path.chmod(0o644)
             if folder.exists():
                 folder.rename(Path(made) / "old")
             new.rename(folder)

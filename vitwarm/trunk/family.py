@@ -137,6 +137,16 @@ def model_args(model: nn.Module) -> str:
     return json.dumps(plain, default=str, sort_keys=True)
 
 
+def model_facts(model: nn.Module) -> dict[str, str]:
+    """Returns what a trunk file says of the model that it fits."""
+    return {
+        "model": name_of(model),
+        "model_args": model_args(model),
+        "depth": str(len(blocks_of(model))),
+        "num_heads": heads_of(model),
+    }
+
+
 def trunk_names(model: nn.Module) -> list[str]:
     """Returns the names of the trunk's tensors in the order of the model's state dict.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from vitwarm.errors import TrunkError, nearest
 from vitwarm.files import write_bytes
-from vitwarm.trunk.family import blocks_of, heads_of, model_args, name_of, trunk_names
+from vitwarm.trunk.family import model_facts, trunk_names
 
 FORMAT_VERSION = 1
 FILE_NAME = "trunk.safetensors"
@@ -61,13 +62,7 @@ def save_trunk(
         if hasattr(model, "facts") and isinstance(getattr(model, "model", None), nn.Module):
             facts = dict(model.facts)  # type: ignore[arg-type]
             model = model.model  # type: ignore[assignment]
-        facts = {
-            "model": name_of(model),
-            "model_args": model_args(model),
-            "depth": str(len(blocks_of(model))),
-            "num_heads": heads_of(model),
-            **facts,
-        }
+        facts = {**model_facts(model), **facts}
         state = model.state_dict()
         tensors = {name: state[name] for name in trunk_names(model)}
     else:
@@ -93,7 +88,8 @@ def load_trunk(path: str | Path) -> Trunk:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = sorted(file.keys(), key=_by_number)
+            tensors = {name: file.get_tensor(name) for name in names}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         first = str(error).splitlines()[0].rstrip(".")
         raise TrunkError(
@@ -162,6 +158,11 @@ def _check(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
                 f"{path} holds numbers that are not finite, in {name!r} for one: that warm-up "
                 "diverged. Warm up again with a lower warmup.lr."
             )
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Sorts blocks.2 before blocks.10."""
+    return [(int(p), "") if p.isdigit() else (0, p) for p in re.split(r"(\d+)", name)]
 
 
 def _trunk_homes() -> list[Path]:

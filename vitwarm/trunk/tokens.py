@@ -26,8 +26,7 @@ from vitwarm.trunk.family import (
     Layout,
     blocks_of,
     family_of,
-    heads_of,
-    model_args,
+    model_facts,
     name_of,
     trunk_names,
 )
@@ -93,15 +92,12 @@ class TokenModel(nn.Module):
             self.grid,
         )
         self.facts = {
-            "model": name_of(model),
+            **model_facts(model),
             "n_ids": str(n_ids),
             "n_tokens": str(self.n_tokens),
             "grid": f"{self.grid[0]}x{self.grid[1]}",
             "patch_grid": f"{native[0]}x{native[1]}",
             "width": str(width),
-            "depth": str(len(blocks_of(model))),
-            "num_heads": heads_of(model),
-            "model_args": model_args(model),
             "embedding": f"{embedding}, frozen",
             "token_scale": f"{token_scale:.6g}",
             "positions": own or "random unit vectors, frozen",

@@ -1,0 +1,119 @@
+"""A trunk assembled from two: attention of one with MLPs of the other, or first and last blocks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vitwarm.errors import ConfigError, HandoffError
+from vitwarm.inits.made import Made, label, read
+from vitwarm.trunk import Trunk, place_of
+from vitwarm.trunk.select import block_prefixes
+
+Side = Literal["A", "B"]
+
+
+def graft(
+    *,
+    model: str = "",
+    model_kwargs: dict[str, Any] | None = None,
+    seed: int = 0,
+    a: str | Path | Trunk,
+    b: str | Path | Trunk,
+    attention_of: Side | None = None,
+    first_blocks: int | None = None,
+) -> Made:
+    """Assembles a trunk from trunks A and B of one shape; a trunk with itself gives itself.
+
+    The final norm follows whoever owns the end of the last block (with `attention_of`: the MLPs'
+    owner), `norm_pre` and tables shared by all blocks whoever owns the first attention.
+
+    Args:
+        a, b: the two trunks.
+        attention_of: whose attention is taken, with its norm and layer scale; the MLPs are the
+            other's.
+        first_blocks: take that many first blocks of A and the rest of B.
+    Returns: the tensors; the facts hold `sources`, a JSON map from every tensor to its trunk.
+    Raises:
+        ConfigError: not exactly one of `attention_of` and `first_blocks`, or one out of range.
+        HandoffError: trunks of different shapes, or a tensor that serves attention and MLP at once.
+    """
+    left, right = read(a), read(b)
+    prefixes = block_prefixes([*left.tensors, *right.tensors])
+    _check_choice(attention_of, first_blocks, len(prefixes))
+    _check_alike(left, right)
+    names = list(dict.fromkeys([*left.tensors, *right.tensors]))
+    other: dict[str, Side] = {"A": "B", "B": "A"}
+    trunks = {"A": left, "B": right}
+
+    def owner(name: str) -> Side:
+        place = place_of(name, prefixes)
+        if first_blocks is not None:
+            return "A" if (place.block or 0) < first_blocks else "B"
+        side: Side = attention_of or "A"
+        if place.component == "fused" and not _same(left, right, name):
+            raise HandoffError(
+                f"{name!r} serves attention and MLP at once and cannot be taken from two trunks. "
+                "Use first_blocks for this model."
+            )
+        is_end = place.component == "outside" and place.block == len(prefixes) - 1
+        return other[side] if place.component == "mlp" or is_end else side
+
+    owners = {name: owner(name) for name in names}
+    lacking = [n for n, side in owners.items() if n not in trunks[side].tensors]
+    for name in lacking:
+        if not trunks[owners[name]].is_partial:
+            raise HandoffError(f"trunk {label(trunks[owners[name]])} lacks {name!r}. Use another.")
+    tensors = {n: trunks[s].tensors[n] for n, s in owners.items() if n not in lacking}
+    kept = ("model", "model_args", "depth", "num_heads", "grid", "n_tokens", "norm_eps")
+    facts = {key: left.metadata[key] for key in kept if key in left.metadata}
+    return Made(
+        tensors,
+        {
+            **facts,
+            "partial": str(bool(lacking) or left.is_partial or right.is_partial).lower(),
+            "sources": json.dumps({name: label(trunks[owners[name]]) for name in tensors}),
+            "made_from": f"A = {label(left)}, B = {label(right)}",
+        },
+    )
+
+
+def _check_choice(attention_of: str | None, first_blocks: int | None, depth: int) -> None:
+    if (attention_of is None) == (first_blocks is None):
+        raise ConfigError(
+            f"a graft was asked for with attention_of {attention_of!r} and first_blocks "
+            f"{first_blocks!r}; give exactly one of them."
+        )
+    if attention_of not in (None, "A", "B"):
+        raise ConfigError(f"attention_of is {attention_of!r}; allowed are A and B.")
+    if first_blocks is not None and not 0 < first_blocks < depth:
+        raise ConfigError(
+            f"first_blocks is {first_blocks}; the trunks have {depth} blocks, so 1 to {depth - 1} "
+            "is allowed."
+        )
+
+
+def _check_alike(left: Trunk, right: Trunk) -> None:
+    for key in ("depth", "num_heads"):
+        ours, theirs = left.metadata.get(key), right.metadata.get(key)
+        if ours and theirs and ours != theirs:
+            raise HandoffError(
+                f"trunks {label(left)} and {label(right)} cannot be grafted: {key} is {ours} in "
+                f"one and {theirs} in the other. Use trunks of one model."
+            )
+    for name in left.tensors.keys() & right.tensors.keys():
+        ours_shape, theirs_shape = left.tensors[name].shape, right.tensors[name].shape
+        if ours_shape != theirs_shape:
+            raise HandoffError(
+                f"trunks {label(left)} and {label(right)} cannot be grafted: {name!r} is "
+                f"{tuple(ours_shape)} in one and {tuple(theirs_shape)} in the other. "
+                "Use trunks of one model."
+            )
+
+
+def _same(left: Trunk, right: Trunk, name: str) -> bool:
+    a, b = left.tensors.get(name), right.tensors.get(name)
+    return a is not None and b is not None and a.dtype == b.dtype and torch.equal(a, b)

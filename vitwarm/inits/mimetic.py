@@ -1,0 +1,166 @@
+"""Mimetic initialisation (Trockman & Kolter 2023) in both published settings.
+
+Per head, the query-key product is the best rank-d_h approximation of a Z + b I; per layer, the
+value-projection product has the spectrum of a' Z - b' I. Z has i.i.d. entries of variance 1/d.
+MLPs, norms and everything else stay as timm makes them. No training, so a warm-up has to beat it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitwarm.errors import ConfigError, ModelError
+from vitwarm.inits.made import Made, facts_for
+from vitwarm.seeding import numpy_rng
+from vitwarm.trunk import blocks_of, build_shapes, name_of
+
+Entries = Literal["uniform", "normal"]
+
+
+def mimetic(
+    *,
+    model: str,
+    model_kwargs: dict[str, Any],
+    seed: int,
+    alpha_qk: float = 0.7,
+    beta_qk: float = 0.7,
+    alpha_vo: float = 0.4,
+    beta_vo: float = 0.4,
+    entries: Entries = "uniform",
+    zero_biases: bool = False,
+) -> Made:
+    """Makes attention weights with the products above, computed in float64.
+
+    Args:
+        alpha_qk, beta_qk: a and b of the query-key product.
+        alpha_vo, beta_vo: a' and b' of the value-projection product.
+        entries: distribution of Z: uniform on +-sqrt(3/d), or normal.
+        zero_biases: write zero biases of qkv and projection as well.
+    Raises: ModelError: a model whose attention has no square query, key, value and projection.
+    Source: defaults as in osiriszjq/structured_init (0.7/0.7 and 0.4/0.4); see `mimetic_04`.
+    """
+    if entries not in ("uniform", "normal"):
+        raise ConfigError(f"init_params.entries is {entries!r}; allowed are uniform, normal.")
+    shapes = build_shapes(model, **model_kwargs)
+    tensors: dict[str, Tensor] = {}
+    for index, attention in enumerate(_attentions(shapes)):
+        d, heads = attention.width, attention.n_heads
+        pairs = []
+        for head in range(heads):
+            z = _z(d, entries, seed, index, f"qk {head}")
+            pairs.append(query_key(alpha_qk * z + beta_qk * np.eye(d), d // heads))
+        query = np.concatenate([pair[0] for pair in pairs])
+        key = np.concatenate([pair[1] for pair in pairs])
+        z = _z(d, entries, seed, index, "vo")
+        value, projection = value_projection(alpha_vo * z - beta_vo * np.eye(d))
+        tensors |= attention.named(query, key, value, projection, with_biases=zero_biases)
+    return Made(tensors, facts_for(shapes, tensors))
+
+
+def mimetic_04(
+    *, model: str, model_kwargs: dict[str, Any], seed: int, entries: Entries = "uniform"
+) -> Made:
+    """Makes the setting of the warm-up paper's baseline: 0.4/0.4 for both products, zero biases.
+
+    Source: zlshinnick/weight-selection, `mimetic` (paper.md g); positions are left as timm's.
+    """
+    return mimetic(
+        model=model,
+        model_kwargs=model_kwargs,
+        seed=seed,
+        alpha_qk=0.4,
+        beta_qk=0.4,
+        alpha_vo=0.4,
+        beta_vo=0.4,
+        entries=entries,
+        zero_biases=True,
+    )
+
+
+def query_key(target: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns W_q, W_k [rank, d] with W_q^T W_k the best rank-`rank` approximation of `target`."""
+    u, s, vt = np.linalg.svd(target)
+    root = np.sqrt(s[:rank, None])
+    return root * u.T[:rank], root * vt[:rank]
+
+
+def value_projection(target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns W_v, W_o [d, d] for y = W_o W_v x, whose product has the eigenvalues of `target`."""
+    u, s, vt = np.linalg.svd(target)
+    root = np.sqrt(s)
+    return u * root, root[:, None] * vt
+
+
+class _Attention:
+    """The names and sizes of one block's attention weights."""
+
+    def __init__(self, name: str, part: Any, model: nn.Module) -> None:
+        self.name = name
+        self.part = part
+        self.n_heads = int(part.num_heads)
+        self.width = int(part.proj.weight.shape[0])
+        fused = [("qkv", 3)]
+        split = [("q_proj", 1), ("k_proj", 1), ("v_proj", 1)]
+        half = [("qk", 2), ("v", 1)]
+        layouts = [
+            layout
+            for layout in (fused, split, half)
+            if all(getattr(part, layer, None) is not None for layer, _ in layout)
+        ]
+        d = self.width
+        square = layouts and all(
+            tuple(getattr(part, layer).weight.shape) == (n * d, d) for layer, n in layouts[0]
+        )
+        if not square or tuple(part.proj.weight.shape) != (d, d) or d % self.n_heads:
+            raise ModelError(
+                f"model {name_of(model)!r} has no square query, key, value and projection in "
+                f"{name!r}, so mimetic initialisation is not defined for it. Choose another model."
+            )
+        self.layout = layouts[0]
+
+    def named(
+        self,
+        query: np.ndarray,
+        key: np.ndarray,
+        value: np.ndarray,
+        projection: np.ndarray,
+        *,
+        with_biases: bool,
+    ) -> dict[str, Tensor]:
+        rows = [query, key, value]
+        tensors = {f"{self.name}.proj.weight": projection}
+        for layer, n in self.layout:
+            tensors[f"{self.name}.{layer}.weight"] = np.concatenate(rows[:n])
+            rows = rows[n:]
+        made = {name: torch.from_numpy(a.astype(np.float32)) for name, a in tensors.items()}
+        if with_biases:
+            layers = [layer for layer, _ in self.layout]
+            for name, bias in self.part.named_parameters():
+                of_layer = name.removesuffix(".bias") in (*layers, "proj")
+                if (of_layer and name.endswith(".bias")) or name in ("q_bias", "v_bias"):
+                    made[f"{self.name}.{name}"] = torch.zeros(tuple(bias.shape))
+        return made
+
+
+def _attentions(model: nn.Module) -> Iterator[_Attention]:
+    for name, block in blocks_of(model).items():
+        part = getattr(block, "attn", None)
+        if part is None or not hasattr(part, "num_heads") or not hasattr(part, "proj"):
+            raise ModelError(
+                f"model {name_of(model)!r} has no plain attention in {name!r} (parallel or other "
+                "blocks), so mimetic initialisation is not defined for it. Choose another model."
+            )
+        yield _Attention(f"{name}.attn", part, model)
+
+
+def _z(d: int, entries: Entries, seed: int, block: int, what: str) -> np.ndarray:
+    rng = numpy_rng(seed, "mimetic", block, what)
+    if entries == "normal":
+        return rng.standard_normal((d, d)) / math.sqrt(d)
+    return rng.uniform(-1, 1, (d, d)) * math.sqrt(3 / d)
