@@ -7,10 +7,20 @@ from html import escape
 
 from vitwarm.report.curves import Interval, Reading
 from vitwarm.report.facts import Analysis, Difference, Saving
-from vitwarm.report.svg import Panel, Scale, marker, path, spread, tick_text, ticks, whisker
+from vitwarm.report.svg import (
+    Panel,
+    Scale,
+    marker,
+    path,
+    ratio_ticks,
+    spread,
+    tick_text,
+    ticks,
+    whisker,
+)
 from vitwarm.report.words import count, interval, percent, plus_minus, reading, signed
 
-WIDE, NARROW = 1040, 360
+WIDE, HALF, NARROW = 1040, 520, 360
 #: Pixels between neighbouring arms at one size, so that their intervals stand side by side.
 DODGE = 6.0
 
@@ -19,10 +29,12 @@ def draw_accuracy(analysis: Analysis, width: int) -> str:
     """Draws top-1 against images: every seed, mean and interval, one line per arm."""
     height = 460 if width > 600 else 330
     labelled = width > 600
-    x = _size_scale(analysis, start=46, end=width - (150 if labelled else 14))
+    longest = max(len(_short(arm.label)) for arm in analysis.arms)
+    left, right = 46.0, width - (34 + 7.6 * longest if labelled else 14)
+    x = _size_scale(analysis, left, right)
     y = _value_scale(_all_values(analysis), height, low_limit=0, high_limit=100)
-    panel = Panel(width, height, x, y)
-    panel.y_axis(ticks(y.low, y.high, 6 if labelled else 5), "top-1 accuracy, %")
+    panel = Panel(width, height, x, y, left, right)
+    panel.y_axis(ticks(y.low, y.high, 7 if labelled else 5), "top-1 accuracy, %")
     panel.x_axis(_size_ticks(analysis), "training images (distinct, log scale)")
     ends = []
     for index, arm in enumerate(analysis.arms):
@@ -33,7 +45,7 @@ def draw_accuracy(analysis: Analysis, width: int) -> str:
             line.append((at, y(cell.top1.mean)))
             where = f"{arm.label} · {count(cell.n_images)} images"
             content += [
-                marker(index, at, y(p.value), size=2.6, css="seed",
+                marker(index, at, y(p.value), size=3, css="seed",
                        tip=f"{where} · seed {p.seed}: {percent(p.value, 2)} %")
                 for p in cell.points
             ]  # fmt: skip
@@ -42,25 +54,32 @@ def draw_accuracy(analysis: Analysis, width: int) -> str:
             )
         panel.arm(index, path(line, index) + "".join(content))
         if line:
-            ends.append((index, arm.label, line[-1][1]))
+            ends.append((index, arm.label, *line[-1]))
     if labelled:
-        places = spread([end[2] for end in ends], gap=16, low=y.end, high=y.start)
-        for (index, label, _), place in zip(ends, places, strict=True):
-            panel.arm(index, f'<text class="label" x="{x.end + 16:.0f}" y="{place + 4:.1f}">'
-                             f"{_short(label, 20)}</text>")  # fmt: skip
+        places = spread([end[3] for end in ends], gap=16, low=y.end, high=y.start)
+        for (index, label, at, y_end), place in zip(ends, places, strict=True):
+            panel.arm(
+                index,
+                f'<path class="lead-line" d="M{at + 7:.1f} {y_end:.1f}L{right + 12:.1f} '
+                f'{place:.1f}"/><text class="label" x="{right + 16:.1f}" y="{place + 4:.1f}">'
+                f"{_short(label)}</text>",
+            )
     return panel.render("Accuracy against training images", _accuracy_words(analysis))
 
 
-def draw_differences(analysis: Analysis, found: Sequence[Difference], title: str) -> str:
+def draw_differences(
+    analysis: Analysis, found: Sequence[Difference], title: str, width: int
+) -> str:
     """Draws paired differences against images: every pair, mean and interval, zero marked."""
-    width, height = 520, 320
-    x = _size_scale(analysis, start=46, end=width - 14)
+    height = 320 if width > 400 else 270
+    left, right = 46.0, width - 14.0
+    x = _size_scale(analysis, left, right)
     values = [p.value for d in found for p in d.points] + [0.0]
     values += _ends(d.difference for d in found)
     y = _value_scale(values, height)
-    panel = Panel(width, height, x, y)
+    panel = Panel(width, height, x, y, left, right)
     panel.y_axis(ticks(y.low, y.high, 5), "difference in top-1, points")
-    panel.line_at(x.start, y(0), x.end, y(0), "zero")
+    panel.line_at(left, y(0), right, y(0), "zero")
     panel.x_axis(_size_ticks(analysis), "training images (distinct, log scale)")
     labels = [arm.label for arm in analysis.arms]
     for label in dict.fromkeys(d.arm for d in found):
@@ -70,7 +89,7 @@ def draw_differences(analysis: Analysis, found: Sequence[Difference], title: str
             where = f"{one.arm} − {one.reference} · {count(one.n_images)} images"
             line.append((at, y(one.difference.mean)))
             content += [
-                marker(index, at, y(p.value), size=2.6, css="seed",
+                marker(index, at, y(p.value), size=3, css="seed",
                        tip=f"{where} · seed {p.seed}: {signed(p.value, 2)}")
                 for p in one.points
             ]  # fmt: skip
@@ -83,27 +102,27 @@ def draw_differences(analysis: Analysis, found: Sequence[Difference], title: str
     return panel.render(title, words)
 
 
-def draw_savings(analysis: Analysis, found: Sequence[Saving]) -> str:
+def draw_savings(analysis: Analysis, found: Sequence[Saving], width: int) -> str:
     """Draws the images an arm needs, as a multiple of the reference's, one row per comparison."""
-    width, top, row = 520, 30, 24
+    top, row, left = 30, 24, 170 if width > 400 else 126
+    letters = 16 if width > 400 else 10
     height = top + row * len(found) + 44
     ratios = [r.images / s.n_images for s in found for r in _readings(s)]
     low, high = min([*ratios, 0.8]) / 1.12, max([*ratios, 1.25]) * 1.12
-    x = Scale(low, high, 170, width - 16, is_log=True)
-    panel = Panel(width, height, x, Scale(0, 1, height - 44, top))
+    x = Scale(low, high, left, width - 16, is_log=True)
+    panel = Panel(width, height, x, Scale(0, 1, height - 44, top), x.start, x.end)
     panel.text(0, 12, "arm, and the reference's images", css="name")
-    shown = [m for m in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16) if low <= m <= high]
+    shown = ratio_ticks(low, high)
     for value in shown:
         panel.line_at(x(value), top - 6, x(value), height - 44, "zero" if value == 1 else "grid")
-    panel.x_axis([(v, f"×{v:g}" if v >= 1 else f"×1/{1 / v:g}") for v in shown],
-                 "images needed ÷ the reference's images")  # fmt: skip
+    panel.x_axis([(v, f"×{v:g}") for v in shown], "images needed ÷ the reference's images")
     labels = [arm.label for arm in analysis.arms]
     for place, saving in enumerate(found):
         index, y = labels.index(saving.arm), top + row * (place + 0.5)
         where = f"{saving.arm} for {count(saving.n_images)} of {saving.reference}"
         content = [
-            f'<text x="162" y="{y + 4:.1f}" text-anchor="end">'
-            f"{_short(saving.arm, 16)} · {count(saving.n_images)}</text>"
+            f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">'
+            f"{_short(saving.arm, letters)} · {count(saving.n_images)}</text>"
         ]
         for seed, read in saving.needs.per_seed.items():
             tip = f"{where} · seed {seed}: {reading(read)}"
@@ -131,7 +150,7 @@ def draw_convergence(analysis: Analysis, n_images: int) -> str:
     curves = [c for c in analysis.convergence if c.n_images == n_images and c.images_seen]
     x = Scale(0, max(c.images_seen[-1] for c in curves), 46, width - 12)
     y = _value_scale([v for c in curves for v in c.top1], height, low_limit=0, high_limit=100)
-    panel = Panel(width, height, x, y)
+    panel = Panel(width, height, x, y, x.start, x.end)
     panel.y_axis(ticks(y.low, y.high, 4), f"top-1 with {count(n_images)} images, %")
     at = ticks(0, x.high, 4)
     panel.x_axis([(v, _compact(v, at)) for v in at], "images seen")
@@ -155,13 +174,13 @@ def draw_convergence(analysis: Analysis, n_images: int) -> str:
     return panel.render(f"Convergence with {count(n_images)} images", last)
 
 
-def draw_warmups(analysis: Analysis) -> str:
+def draw_warmups(analysis: Analysis, width: int) -> str:
     """Draws the accuracy on hidden tokens while warming up, and chance as a dotted line."""
-    width, height = 520, 300
+    height = 300 if width > 400 else 260
     lines = [line for line in analysis.warmups if line.curve_steps]
     x = Scale(0, max(line.curve_steps[-1] for line in lines), 46, width - 14)
     y = Scale(0, 100, height - 44, 28)
-    panel = Panel(width, height, x, y)
+    panel = Panel(width, height, x, y, x.start, x.end)
     panel.y_axis(ticks(0, 100, 5), "hidden tokens right, %")
     at = ticks(0, x.high, 5)
     panel.x_axis([(v, _compact(v, at)) for v in at], "warm-up steps")
@@ -182,12 +201,13 @@ def draw_warmups(analysis: Analysis) -> str:
     return panel.render("Accuracy on hidden tokens during the warm-ups", words)
 
 
-def _size_scale(analysis: Analysis, *, start: float, end: float) -> Scale:
-    room = 8 + DODGE * len(analysis.arms) / 2
+def _size_scale(analysis: Analysis, left: float, right: float) -> Scale:
+    """Log scale of images between the axes' ends, with room for arms side by side."""
+    room = 10 + DODGE * len(analysis.arms) / 2
     low, high = analysis.sizes[0], analysis.sizes[-1]
     if low == high:
-        return Scale(low / 2, low * 2, start, end, is_log=True)
-    return Scale(low, high, start + room, end - room, is_log=True)
+        return Scale(low / 2, low * 2, left, right, is_log=True)
+    return Scale(low, high, left + room, right - room, is_log=True)
 
 
 def _size_ticks(analysis: Analysis) -> list[tuple[float, str]]:
@@ -248,7 +268,7 @@ def _read_mark(index: int, x: float, y: float, bound: str, size: float, css: str
     )
 
 
-def _short(text: str, n: int) -> str:
+def _short(text: str, n: int = 22) -> str:
     return escape(text if len(text) <= n else text[: n - 1] + "…")
 
 

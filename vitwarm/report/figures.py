@@ -12,6 +12,7 @@ import matplotlib
 from vitwarm.files import replacing
 from vitwarm.report.curves import Interval
 from vitwarm.report.facts import Analysis, Difference
+from vitwarm.report.svg import ratio_ticks
 from vitwarm.report.words import count
 
 if TYPE_CHECKING:
@@ -123,8 +124,11 @@ def _draw_savings(axes: Axes, analysis: Analysis) -> None:
             ends = [e.images / saving.n_images for e in (saving.needs.low, saving.needs.high)]
             axes.plot(ends, [row, row], color=color, lw=1.2)
     axes.axvline(1, color="#5a626e", lw=0.9, ls="--")
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"×{value:g}")
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    shown = ratio_ticks(min(low, 0.9), max(high, 1.1))
+    axes.set_xticks(shown, [f"×{value:g}" for value in shown])
+    axes.minorticks_off()
     axes.set_yticks(
         range(len(analysis.savings)),
         [f"{s.arm} · {count(s.n_images)}" for s in analysis.savings],

@@ -6,7 +6,7 @@ Every picture has its numbers in a table below it; the words come from `words.py
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from importlib import resources
 
@@ -61,7 +61,7 @@ def make_page(analyses: Sequence[Analysis], title: str = "Data-efficiency report
 
 
 def _section(analysis: Analysis) -> str:
-    said = "".join(f"<p>{escape(text)}</p>" for text in headlines(analysis))
+    said = "".join(f"<p>{_prose(text)}</p>" for text in headlines(analysis))
     lead = f'<div class="lead">{said}</div>' if analysis.runs else ""
     parts = [
         f'<section class="report" id="{analysis.slug}"><h2>{escape(analysis.title)}</h2>',
@@ -135,17 +135,15 @@ def _legend(analysis: Analysis) -> str:
 
 
 def _accuracy(analysis: Analysis) -> str:
-    wide = drawings.draw_accuracy(analysis, drawings.WIDE)
-    narrow = drawings.draw_accuracy(analysis, drawings.NARROW)
+    drawn = _both(lambda width: drawings.draw_accuracy(analysis, width), drawings.WIDE)
     few = min((len(c.points) for c in analysis.cells if c.points), default=0) < 3
     bars = "Small marks are seeds, large ones their mean, bars 95 % Student-t intervals."
     if few:
         bars += " Fewer than three seeds have no interval."
     return (
         "<h3>Accuracy against images</h3>"
-        f'<figure><div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
-        f"<figcaption>{bars} Arms at one size are drawn side by side.</figcaption></figure>"
-        + accuracy_table(analysis)
+        f"<figure>{drawn}<figcaption>{bars} Arms at one size are drawn side by side."
+        "</figcaption></figure>" + accuracy_table(analysis)
     )
 
 
@@ -154,7 +152,9 @@ def _compared(analysis: Analysis) -> str:
     if not analysis.matched_images:
         return ""
     title = f"Paired differences to {analysis.reference}"
-    drawn = drawings.draw_differences(analysis, analysis.matched_images, title)
+    drawn = _both(
+        lambda width: drawings.draw_differences(analysis, analysis.matched_images, title, width)
+    )
     figures = [
         f"<figure>{drawn}<figcaption>Each seed against {escape(str(analysis.reference))} with the "
         "same images in the same order and the same fresh tensors. Every arm saw the same number "
@@ -162,8 +162,9 @@ def _compared(analysis: Analysis) -> str:
     ]
     tables = [difference_table(analysis.matched_images, "Matched images seen: arm − reference.")]
     if analysis.savings:
+        drawn = _both(lambda width: drawings.draw_savings(analysis, analysis.savings, width))
         figures.append(
-            f"<figure>{drawings.draw_savings(analysis, analysis.savings)}<figcaption>Left of ×1: "
+            f"<figure>{drawn}<figcaption>Left of ×1: "
             "fewer images for the same accuracy. Small marks are seeds; an arrow is a bound, "
             "where the accuracy lies outside what was measured.</figcaption></figure>"
         )
@@ -179,7 +180,9 @@ def _total(analysis: Analysis) -> str:
     if not analysis.matched_total:
         return ""
     title = "Paired differences at matched total samples"
-    drawn = drawings.draw_differences(analysis, analysis.matched_total, title)
+    drawn = _both(
+        lambda width: drawings.draw_differences(analysis, analysis.matched_total, title, width)
+    )
     return (
         "<h3>At matched total samples</h3><p>Is a warm-up worth more than the same number of "
         "samples spent on images? The reference here trained longer by the warm-up's samples.</p>"
@@ -205,8 +208,9 @@ def _warmups(analysis: Analysis) -> str:
         return ""
     drawn = ""
     if any(line.curve_steps for line in analysis.warmups):
+        picture = _both(lambda width: drawings.draw_warmups(analysis, width))
         drawn = (
-            f'<div class="pair"><figure>{drawings.draw_warmups(analysis)}<figcaption>On the '
+            f'<div class="pair"><figure>{picture}<figcaption>On the '
             "training sequences; dotted: always answering the most frequent hidden id."
             "</figcaption></figure></div>"
         )
@@ -221,7 +225,7 @@ def _runs(analysis: Analysis) -> str:
 
 
 def _method(analysis: Analysis) -> str:
-    notes = "".join(f"<li>{escape(note)}</li>" for note in method_notes(analysis))
+    notes = "".join(f"<li>{_prose(note)}</li>" for note in method_notes(analysis))
     arms = "".join(
         f"<li><b>{escape(arm.label)}</b>: {escape(note)}.</li>"
         for arm in analysis.arms
@@ -235,3 +239,13 @@ def _method(analysis: Analysis) -> str:
     return (
         f'<h3>How to read this</h3><ul class="notes">{notes}{arms}</ul>{hashes if subsets else ""}'
     )
+
+
+def _both(draw: Callable[[int], str], wide: int = drawings.HALF) -> str:
+    """A picture twice: for desktops, and for phones with text of the same size."""
+    return f'<div class="wide">{draw(wide)}</div><div class="narrow">{draw(drawings.NARROW)}</div>'
+
+
+def _prose(text: str) -> str:
+    """Escaped text whose numbers stay on one line with their units."""
+    return escape(text).replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TypeVar
 
 from vitwarm.report.facts import Analysis, Difference, Saving
 from vitwarm.report.svg import swatch
@@ -17,12 +18,16 @@ from vitwarm.report.words import (
     reading,
     saved,
     share,
+    short_reading,
     signed,
 )
 from vitwarm.units import format_seconds
 
 #: Tables longer than this scroll inside their frame.
 TALL_ROWS = 16
+#: Seeds above which a cell shows their range instead of each.
+MANY_SEEDS = 5
+T = TypeVar("T")
 _VERDICT_CSS = {"learned": "good", "finished": "good", "saturated early": "warn"}
 
 
@@ -102,7 +107,7 @@ def difference_table(found: Sequence[Difference], caption: str) -> str:
             text(interval(line.difference, sign=True)),
             text(line.difference.n),
             text(verdicts[line.difference.excludes_zero]),
-            text(", ".join(signed(point.value) for point in line.points)),
+            text(_each(sorted(p.value for p in line.points), signed)),
             text("; ".join(line.unpaired), "wrap"),
         ]
         for line in found
@@ -120,7 +125,10 @@ def saving_table(found: Sequence[Saving]) -> str:
     for line in found:
         needs = line.needs
         fit = " (isotonic fit)" if needs.estimate.fitted else ""
-        ends = f"{reading(needs.low)} to {reading(needs.high)}" if needs.low and needs.high else ""
+        readings = sorted(needs.per_seed.values(), key=lambda r: ("<=>".index(r.bound), r.images))
+        ends = ""
+        if needs.low and needs.high:
+            ends = f"{short_reading(needs.low)} to {short_reading(needs.high)}"
         rows.append(
             [
                 text(line.arm, "left"),
@@ -129,7 +137,7 @@ def saving_table(found: Sequence[Saving]) -> str:
                 text(reading(needs.estimate)),
                 text(saved(needs.estimate, line.n_images) + fit, "left"),
                 text(ends),
-                text(", ".join(reading(value) for value in needs.per_seed.values()), "wrap"),
+                text(_each(readings, short_reading)),
             ]
         )
     heads = [
@@ -201,6 +209,13 @@ def run_table(analysis: Analysis) -> str:
         "*The best evaluation is selected on the validation set; it is shown for diagnosis only."
     )
     return table(caption, heads, rows, sortable=True)
+
+
+def _each(values: Sequence[T], show: Callable[[T], str]) -> str:
+    """Every seed's value while they fit; then the first and the last (all are in the CSV)."""
+    if len(values) <= MANY_SEEDS:
+        return ", ".join(map(show, values))
+    return f"{len(values)} from {show(values[0])} to {show(values[-1])}"
 
 
 def _state_css(state: str) -> str:

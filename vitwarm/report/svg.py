@@ -11,6 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+import numpy as np
+
+from vitwarm.report.curves import isotonic
+
 N_COLORS = 9
 _DASHES = ("", "6 4", "2 3", "9 3 2 3")
 _MARKERS = ("circle", "square", "triangle", "diamond", "cross")
@@ -45,6 +49,14 @@ def ticks(low: float, high: float, n: int = 5) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def ratio_ticks(low: float, high: float) -> list[float]:
+    """Returns round multiples inside a range, always with 1."""
+    if high / low > 5:
+        return [2.0**k for k in range(-8, 9) if low <= 2.0**k <= high]
+    step = 0.25 if high / low > 2.2 else 0.1
+    return [round(i * step, 2) for i in range(1, 100) if low <= i * step <= high]
+
+
 def tick_text(value: float, step: float) -> str:
     """Returns a tick's number with as many digits as its step needs, and a true minus sign."""
     digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
@@ -55,19 +67,16 @@ def tick_text(value: float, step: float) -> str:
 
 
 def spread(values: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
-    """Moves positions apart until neighbours are `gap` from each other, inside [low, high]."""
+    """Moves positions apart as little as possible (least squares), inside [low, high].
+
+    Neighbours end `gap` apart: positions minus the room they need, in order, may only rise.
+    """
     order = sorted(range(len(values)), key=lambda i: values[i])
-    placed = [0.0] * len(values)
-    last = low - gap
-    for i in order:
-        last = placed[i] = max(values[i], last + gap)
-    overflow = last - high
-    if overflow > 0:  # push back up from the bottom
-        limit = high
-        for i in reversed(order):
-            placed[i] = min(placed[i], limit)
-            limit = placed[i] - gap
-    return placed
+    room = gap * np.arange(len(values))
+    slack = isotonic(np.array([[values[i] for i in order]]) - room)[0]
+    last = max(high - gap * (len(values) - 1), low)
+    placed = np.clip(slack, low, last) + room
+    return [float(placed[order.index(i)]) for i in range(len(values))]
 
 
 @dataclass
@@ -78,20 +87,23 @@ class Panel:
     height: int
     x: Scale
     y: Scale
+    left: float
+    """Where the axes begin; the scale of x may begin further in."""
+    right: float
     parts: list[str] = field(default_factory=list)
 
     def x_axis(self, at: Sequence[tuple[float, str]], label: str) -> None:
         """Draws ticks and the axis' name; labels that would touch are left out, ticks are not."""
-        base, right = self.y.start, -math.inf
-        self.line_at(self.x.start, base, self.x.end, base, "axis")
+        base, taken = self.y.start, -math.inf
+        self.line_at(self.left, base, self.right, base, "axis")
         for value, text in at:
             x = self.x(value)
             self.line_at(x, base, x, base + 4, "axis")
             half = 3.4 * len(text)
-            if x - half > right + 4:
+            if x - half > taken + 4:
                 self.text(x, base + 17, text, anchor="middle")
-                right = x + half
-        self.text((self.x.start + self.x.end) / 2, base + 35, label, anchor="middle", css="name")
+                taken = x + half
+        self.text((self.left + self.right) / 2, base + 35, label, anchor="middle", css="name")
 
     def y_axis(self, at: Sequence[float], label: str, *, grid: bool = True) -> None:
         """Draws grid lines, their numbers, and the axis' name above them."""
@@ -99,8 +111,8 @@ class Panel:
         for value in at:
             y = self.y(value)
             if grid:
-                self.line_at(self.x.start, y, self.x.end, y, "grid")
-            self.text(self.x.start - 7, y + 4, tick_text(value, step), anchor="end")
+                self.line_at(self.left, y, self.right, y, "grid")
+            self.text(self.left - 7, y + 4, tick_text(value, step), anchor="end")
         self.text(0, 12, label, css="name")
 
     def line_at(self, x0: float, y0: float, x1: float, y1: float, css: str) -> None:

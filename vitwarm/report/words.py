@@ -55,15 +55,19 @@ def reading(value: Reading) -> str:
     return f"{words[value.bound]}{value.images:,.0f}"
 
 
+def short_reading(value: Reading) -> str:
+    """Returns `1,012`, `>1,297` or `<32`."""
+    return f"{value.bound.replace('=', '')}{value.images:,.0f}"
+
+
 def saved(value: Reading, reference_images: int) -> str:
     """Returns what a reading means: `22 % fewer images`, `no fewer`, or a bound in words."""
     ratio = value.images / reference_images
     if value.bound == ">":
-        if ratio >= 1 - 1e-9:
-            return "not reached with the images measured"
         return "not reached"
     if value.bound == "<":
-        return f"at least {100 * (1 - ratio):.0f} % fewer images" if ratio < 1 else "a bound only"
+        least = f"at least {100 * (1 - ratio):.0f} % fewer images"
+        return least if ratio < 1 else "fewer images (a bound)"
     change = round(100 * (1 - ratio))
     if change == 0:
         return "as many images"
