@@ -215,7 +215,7 @@ def _each(values: Sequence[T], show: Callable[[T], str]) -> str:
     """Every seed's value while they fit; then the first and the last (all are in the CSV)."""
     if len(values) <= MANY_SEEDS:
         return ", ".join(map(show, values))
-    return f"{len(values)} from {show(values[0])} to {show(values[-1])}"
+    return f"{show(values[0])} to {show(values[-1])}"
 
 
 def _state_css(state: str) -> str:
