@@ -5,6 +5,8 @@ run could not go on with another number of processes. Ours holds weights, optimi
 of steps done; everything else (order, augmentation, learning rate) is a function of the step.
 Stopping: Lightning exits 0 on SIGTERM and broadcasts a flag, with a host sync, on every batch.
 Logging: its bars and meters call `.item()` on every batch.
+
+`module` and `pl_module` are a `loop.SteppedModule` throughout.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -30,9 +32,6 @@ from vitwarm.errors import RunError, Stopped, TrainingFailed
 from vitwarm.files import replacing
 from vitwarm.records import RunFolder
 from vitwarm.units import format_seconds
-
-if TYPE_CHECKING:
-    from vitwarm.loop import SteppedModule
 
 log = logging.getLogger("vitwarm")
 
@@ -95,7 +94,7 @@ class TimedCheckpoint(Callback):
         if trainer.is_global_zero and due and pl_module.at_step_end(batch_idx):
             self.save(pl_module)
 
-    def save(self, module: SteppedModule) -> None:
+    def save(self, module: Any) -> None:
         """Writes a checkpoint of the module's present step; on rank zero only.
 
         Raises: RunError: it cannot be written; the older checkpoints are untouched.
@@ -131,7 +130,7 @@ class StopRequest(Callback):
         checkpoint: TimedCheckpoint,
         *,
         time_limit_minutes: float | None,
-        on_stop: Callable[[SteppedModule], None] | None = None,
+        on_stop: Callable[[Any], None] | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.deadline = math.inf
@@ -163,7 +162,7 @@ class StopRequest(Callback):
             if trainer.world_size == 1 or step % AGREE_EVERY_STEPS == 0:
                 self.check(trainer, pl_module)
 
-    def check(self, trainer: Trainer, module: SteppedModule) -> None:
+    def check(self, trainer: Trainer, module: Any) -> None:
         """Raises Stopped, after saving, if any rank was asked to stop.
 
         With several processes a collective: every rank has to call it at the same point.
@@ -252,7 +251,7 @@ class Metrics(Callback):
     ) -> None:
         self._close()
 
-    def _interval(self, module: SteppedModule, step: int) -> dict[str, float]:
+    def _interval(self, module: Any, step: int) -> dict[str, float]:
         module.check_finite()
         values = module.read_meters()
         now = time.perf_counter()

@@ -29,7 +29,8 @@ def make_rule(name: str, **params: Any) -> Rule:
     outer = ALIASES.get(outer, outer)
     if outer not in RULES:
         raise RuleError(
-            f"rule.name is {name!r}; there is no rule {outer!r}.{nearest(outer, [*RULES, *ALIASES])} "
+            f"rule.name is {name!r}; there is no such rule."
+            f"{nearest(outer, [*RULES, *ALIASES])} "
             f"Rules are {', '.join(RULES)}."
         )
     if colon:

@@ -36,7 +36,7 @@ class Rule(ABC):
         """Returns the rows [start, start + n_sequences) of a seed's stream.
 
         Args:
-            seed: any integer; held-out sequences take another (`seeding.seed_of(seed, "held-out")`).
+            seed: any integer; held-out sequences take `seeding.seed_of(seed, "held-out")`.
             start: number of the first row, at least 0.
             n_sequences: rows.
             n_tokens: tokens per row; a length that `fit_length` would change is refused.
@@ -83,7 +83,7 @@ class Rule(ABC):
 
         Here only that all tokens are ids of the rule; rules that know more say more.
         """
-        return ((ids >= 0) & (ids < self.n_ids)).all(axis=1)
+        return np.asarray(((ids >= 0) & (ids < self.n_ids)).all(axis=1))
 
     def params(self) -> dict[str, Any]:
         """Returns every parameter by name, as plain JSON values."""

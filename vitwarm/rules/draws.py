@@ -32,7 +32,7 @@ def row_state(key: np.uint64, row: int) -> np.uint64:
 @njit(inline="always", cache=True)
 def below(bits: np.uint64, n: int) -> int:
     """Maps 64 random bits to [0, n) by a multiplication (bias below n / 2**32)."""
-    return np.int64(((bits >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
+    return int(((bits >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
 
 
 def threshold(share: float) -> np.uint64:

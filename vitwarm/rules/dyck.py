@@ -78,7 +78,7 @@ class Dyck(Rule):
 
     def accepts_any_order(self, ids: np.ndarray) -> np.ndarray:
         """Balanced: of each kind as many closing as opening; truncated: at most as many."""
-        good = ((ids >= 0) & (ids < 2 * self.n_kinds)).all(axis=1)
+        good = np.asarray(((ids >= 0) & (ids < 2 * self.n_kinds)).all(axis=1))
         for b in np.flatnonzero(good):
             counts = np.bincount(ids[b], minlength=2 * self.n_kinds)
             left = counts[: self.n_kinds] - counts[self.n_kinds :]
@@ -115,7 +115,7 @@ def _dyck(
                 opens = False
             else:
                 state += GOLDEN
-                opens = scramble(state) < p_open
+                opens = bool(scramble(state) < p_open)
             if opens:
                 state += GOLDEN
                 kind = below(scramble(state), n_kinds)
