@@ -1,26 +1,28 @@
-"""ids -> (input ids, target ids). What may be hidden, and how much of it, the rule says."""
+"""Ids in, (input ids, target ids) out: what may be hidden, and how much of it, the rule says."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitwarm.errors import RuleError
 from vitwarm.rules import Rule
-from vitwarm.rules.draws import hide_rows, threshold
+from vitwarm.rules.draws import GAMMA, LOW, compiled, mixed, stream
+from vitwarm.seeding import hash_bits
 
-#: Target where nothing is hidden, as torch's cross-entropy expects it.
+#: The target where nothing is hidden; torch's cross entropy leaves it out.
 IGNORE = -100
 
 
 class Masked(NamedTuple):
-    """A batch of sequences with hidden tokens."""
+    """B sequences of T tokens, some of them hidden."""
 
-    input_ids: np.ndarray
-    """int16 [B, T]: the mask id, rule.n_ids, where hidden."""
-    target_ids: np.ndarray
-    """int16 [B, T]: the hidden id, IGNORE elsewhere."""
+    input_ids: NDArray[np.int16]
+    """[B, T], `rule.n_ids` (the mask id) where hidden."""
+    target_ids: NDArray[np.int16]
+    """[B, T], the hidden id, and IGNORE where nothing is hidden."""
 
 
 def make_batch(
@@ -32,28 +34,51 @@ def make_batch(
     n_tokens: int,
     hide_share: float | None = None,
 ) -> Masked:
-    """Generates the rows [start, start + n_sequences) of a seed's stream and hides tokens in them.
+    """Returns the sequences [start, start + n_sequences) of a rule with some tokens hidden.
 
-    A row and its hidden positions depend on the rule, the seed, the row's number and the length
-    alone. A length that the rule refuses is made of the next shorter one and visible pads.
+    Each row, ids and hidden positions, is a pure function of (rule, seed, its number, n_tokens,
+    hide_share): batches can be cut in any way. Each maskable token is hidden on its own, so a share
+    of 0.5 is a mean; a larger share hides what a smaller one hides, and more. Threads may call
+    this at once; it releases the GIL.
 
     Args:
-        hide_share: share of the maskable tokens; None: the rule's own.
-    Raises: RuleError: no length up to `n_tokens` has sequences, or pads are needed and there is no
-        pad id.
+        n_tokens: T. Where the rule refuses this length, its next shorter one is filled up with
+            visible pads at the end.
+        hide_share: share of the maskable tokens, in (0, 1]; None: what the rule says.
+    Raises: RuleError: a length or share that is impossible.
     """
-    words = rule.fit_length(n_tokens)
-    if words < 1 or (words < n_tokens and rule.pad_id is None):
-        raise RuleError(
-            f"n_tokens is {n_tokens}; {rule.name} has no sequence that fits. Use a longer one."
-        )
-    ids = rule.sample(seed, start, n_sequences, words)
-    hidden = np.empty(ids.shape, dtype=np.bool_)
-    share = rule.hide_share if hide_share is None else hide_share
-    hide_rows(rule.maskable(ids), rule.key(seed, "hidden"), start, threshold(share), hidden)
-    shape = (n_sequences, n_tokens)
-    inputs = np.full(shape, rule.n_ids if rule.pad_id is None else rule.pad_id, dtype=np.int16)
-    targets = np.full(shape, IGNORE, dtype=np.int16)
-    inputs[:, :words] = np.where(hidden, np.int16(rule.n_ids), ids)
-    targets[:, :words] = np.where(hidden, ids, np.int16(IGNORE))
-    return Masked(inputs, targets)
+    if hide_share is not None and not 0 < hide_share <= 1:
+        raise RuleError(f"hide_share is {hide_share}; it must be above 0 and at most 1.")
+    n_words = rule.fit_length(n_tokens)
+    ids_BW = rule.sample(seed, start, n_sequences, n_words)
+    rows_B = np.arange(start, start + n_sequences, dtype=np.uint64)
+    maskable_BW, share_B = rule.hidden_rows(ids_BW, seed, rows_B)
+    if hide_share is not None:
+        share_B = np.full(n_sequences, hide_share)
+    input_BT = np.full((n_sequences, n_tokens), rule.pad_id or 0, dtype=np.int16)
+    target_BT = np.full((n_sequences, n_tokens), IGNORE, dtype=np.int16)
+    key = np.uint64(hash_bits(seed, "hidden"))
+    thresholds_B = np.floor(share_B * 2.0**32).astype(np.uint64)
+    _hide(input_BT, target_BT, ids_BW, maskable_BW, key, rows_B, thresholds_B, rule.n_ids)
+    return Masked(input_BT, target_BT)
+
+
+@compiled
+def _hide(
+    inputs: NDArray[np.int16],
+    targets: NDArray[np.int16],
+    ids: NDArray[np.int16],
+    maskable: NDArray[np.bool_],
+    key: np.uint64,
+    rows: NDArray[np.uint64],
+    thresholds: NDArray[np.uint64],
+    mask_id: int,
+) -> None:
+    n_rows, n_words = ids.shape
+    for b in range(n_rows):
+        state = stream(key, rows[b])
+        for t in range(n_words):
+            state += GAMMA
+            hides = maskable[b, t] & ((mixed(state) & LOW) < thresholds[b])
+            inputs[b, t] = mask_id if hides else ids[b, t]
+            targets[b, t] = ids[b, t] if hides else IGNORE

@@ -1,29 +1,114 @@
-"""What a rule is: an algorithm that writes token sequences, and an independent reader of them."""
+"""What a rule is: it makes token sequences, knows its own language, and says what may be hidden."""
 
 from __future__ import annotations
 
-import inspect
+import itertools
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from vitwarm.errors import RuleError, nearest
-from vitwarm.seeding import hash_bits
+from vitwarm.errors import RuleError
+from vitwarm.seeding import hash_bits, seed_of
+
+Ids = NDArray[np.int16]
+Rows = NDArray[np.uint64]
+Bools = NDArray[np.bool_]
+
+#: The ids of a rule and the mask id above them are int16.
+MOST_IDS = 2**15 - 1
 
 
 class Rule(ABC):
-    """Generates sequences of ids in [0, n_ids); the mask id is n_ids.
+    """A generator of token sequences. Subclasses are frozen dataclasses of their parameters.
 
-    Row i is a pure function of (parameters, seed, i, n_tokens): the same in any batch, on any
-    worker, rank or machine. Subclasses take keyword parameters alone, keep each under its own name,
-    and are final.
+    Row i of a stream is a pure function of (parameters, seed, i, n_tokens). Training and held-out
+    sequences come from different seeds: see `held_out_seed`.
     """
 
     name: ClassVar[str]
-    n_ids: int
-    pad_id: int | None = None
-    hide_share: float = 0.5
+    """Its name in `RULES`."""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """Other names that `make_rule` takes."""
+    determined: ClassVar[bool] = False
+    """Whether what is visible leaves one possibility for every hidden token (`solve`)."""
+
+    @property
+    @abstractmethod
+    def n_ids(self) -> int:
+        """Number of ids, separators and pad included; the mask id is this number."""
+
+    @property
+    def pad_id(self) -> int | None:
+        """The id that fills a length which the rule refuses; None where it refuses none."""
+        return None
+
+    @property
+    def separator_ids(self) -> tuple[int, ...]:
+        """Ids that mark places, pads included: they stay where they are in the shuffled control."""
+        return () if self.pad_id is None else (self.pad_id,)
+
+    @property
+    def hide_share(self) -> float:
+        """Share of the maskable tokens that is hidden."""
+        return 0.5
+
+    @property
+    def evaluation_start(self) -> int:
+        """First row of the part of a stream that an evaluation should read."""
+        return 0
+
+    @abstractmethod
+    def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
+        """Writes the sequences of these rows; `sample` has checked everything."""
+
+    @abstractmethod
+    def accepts(self, ids_BT: ArrayLike) -> Bools:
+        """Says of each row whether it is a word of the rule's language.
+
+        Written from the definition of the language, never from the generator.
+        Returns: bool [B].
+        """
+
+    @abstractmethod
+    def maskable(self, ids_BT: ArrayLike) -> Bools:
+        """Says of each token whether it may be hidden. Returns: bool [B, T]."""
+
+    @abstractmethod
+    def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
+        """Says of each row whether some order of its tokens (separators stay) is a word.
+
+        Returns: bool [B].
+        """
+
+    def fit_length(self, n_tokens: int) -> int:
+        """Returns the largest length up to `n_tokens` that the rule can make.
+
+        Raises: RuleError: there is none.
+        """
+        self.check_tokens(n_tokens, at_least=1)
+        return n_tokens
+
+    def solve(self, visible_BT: ArrayLike) -> Ids:
+        """Fills in the hidden tokens (id `n_ids`) of sequences with what the visible ones demand.
+
+        Returns: int16 [B, T]; the mask id stays where what is visible leaves several possibilities.
+        Raises: RuleError: the rule has no such solution.
+        """
+        raise RuleError(
+            f"rule.name is {self.name!r}; its hidden tokens are not determined by the visible "
+            "ones, so there is nothing to solve. `ceiling_of` tells what can be reached."
+        )
+
+    def hidden_rows(self, ids_BT: Ids, seed: int, rows_B: Rows) -> tuple[Bools, NDArray[Any]]:
+        """Returns what may be hidden, bool [B, T], and which share of it, float64 [B]."""
+        return self.maskable(ids_BT), np.full(len(ids_BT), self.hide_share)
+
+    def parts(self, seed: int, rows_B: Rows) -> list[tuple[Rule, NDArray[np.int64], int]]:
+        """Lists the plain rules behind these rows: (rule, positions in `rows_B`, id offset)."""
+        return [(self, np.arange(len(rows_B)), 0)]
 
     def sample(
         self,
@@ -31,112 +116,95 @@ class Rule(ABC):
         start: int,
         n_sequences: int,
         n_tokens: int,
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Returns the rows [start, start + n_sequences) of a seed's stream.
+        out: Ids | None = None,
+        *,
+        n_threads: int = 1,
+    ) -> Ids:
+        """Returns the sequences [start, start + n_sequences) of a stream.
 
         Args:
-            seed: any integer; held-out sequences take `seeding.seed_of(seed, "held-out")`.
-            start: number of the first row, at least 0.
-            n_sequences: rows.
-            n_tokens: tokens per row; a length that `fit_length` would change is refused.
-            out: int16 [n_sequences, n_tokens] to fill, C-contiguous.
-        Returns: int16 [n_sequences, n_tokens].
-        Raises: RuleError: a length the language has no words of.
+            seed: any integer; streams of different seeds share no sequence.
+            start: number of the first row, from 0 on.
+            n_sequences: number of rows, B.
+            n_tokens: length of each, T: one that `fit_length` returns.
+            out: int16 [B, T], C-contiguous, filled and returned instead of a new array.
+            n_threads: threads that share the rows; the result does not depend on it.
+        Returns: int16 [B, T], ids in [0, n_ids).
+        Raises: RuleError: a length that the rule refuses, a negative start, or a wrong `out`.
         """
-        self.check_length(n_tokens)
+        if (fits := self.fit_length(n_tokens)) != n_tokens:
+            raise RuleError(
+                f"n_tokens is {n_tokens}; rule {self.name} makes no words of this length. "
+                f"Use {fits}, or `make_batch`, which adds a visible pad."
+            )
+        if start < 0 or n_sequences < 0:
+            raise RuleError(
+                f"start is {start} and n_sequences is {n_sequences}; neither may be negative."
+            )
         if out is None:
             out = np.empty((n_sequences, n_tokens), dtype=np.int16)
-        self._fill(out, self.key(seed), start)
+        _check_out(out, (n_sequences, n_tokens))
+        rows_B = np.arange(start, start + n_sequences, dtype=np.uint64)
+        cuts = np.linspace(0, n_sequences, max(1, min(n_threads, n_sequences)) + 1).astype(int)
+        spans = [slice(a, b) for a, b in itertools.pairwise(cuts)]
+        if len(spans) == 1:
+            self.fill(out, seed, rows_B)
+            return out
+        with ThreadPoolExecutor(len(spans)) as pool:
+            list(pool.map(lambda span: self.fill(out[span], seed, rows_B[span]), spans))
         return out
 
-    def key(self, seed: int, *path: str | int) -> np.uint64:
-        """Returns the key of a draw of this rule: seed, name and parameters, and the path."""
-        return np.uint64(hash_bits(seed, "rules", self.name, repr(self.params()), *path))
+    def key(self, seed: int) -> np.uint64:
+        """Returns the key of this rule's random numbers under a seed."""
+        return np.uint64(hash_bits(seed, "rules", self.name))
 
-    def check_length(self, n_tokens: int) -> None:
-        """Raises RuleError for a length that the language has no words of."""
-        if n_tokens < 1 or self.fit_length(n_tokens) != n_tokens:
+    def check_tokens(self, n_tokens: int, *, at_least: int) -> None:
+        """Raises RuleError where a length is too short for the rule."""
+        if n_tokens < at_least:
             raise RuleError(
-                f"n_tokens is {n_tokens}; {self.name} has no sequences of that length. "
-                f"Use {max(self.fit_length(n_tokens), self.fit_length(n_tokens + 1))}."
+                f"n_tokens is {n_tokens}; rule {self.name} needs at least {at_least} token"
+                f"{'s' if at_least > 1 else ''} with these parameters."
             )
 
-    def fit_length(self, n_tokens: int) -> int:
-        """Returns the largest length up to `n_tokens` that the rule can make."""
-        return n_tokens
-
-    @abstractmethod
-    def _fill(self, out: np.ndarray, key: np.uint64, start: int) -> None:
-        """Writes the rows from `start` on into `out`."""
-
-    @abstractmethod
-    def accepts(self, ids: np.ndarray) -> np.ndarray:
-        """Says for each row [B, T] whether it belongs to the language; bool [B]."""
-
-    @abstractmethod
-    def maskable(self, ids: np.ndarray) -> np.ndarray:
-        """Says which tokens may be hidden; bool [B, T]."""
-
-    def accepts_any_order(self, ids: np.ndarray) -> np.ndarray:
-        """Says for each row whether some order of its tokens could belong; bool [B].
-
-        Here only that all tokens are ids of the rule; rules that know more say more.
-        """
-        return np.asarray(((ids >= 0) & (ids < self.n_ids)).all(axis=1))
-
-    def params(self) -> dict[str, Any]:
-        """Returns every parameter by name, as plain JSON values."""
-        names = inspect.signature(type(self)).parameters
-        return {name: _plain(getattr(self, name)) for name in names}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Rule):
-        return {"name": value.name, "params": value.params()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def build(cls: type[Rule], params: dict[str, Any]) -> Rule:
-    """Makes a rule, refusing parameters that its signature does not have."""
-    known = inspect.signature(cls).parameters
-    for name in params:
-        if name not in known:
+    def check_ids(self) -> None:
+        """Raises RuleError where the ids and the mask do not fit into int16."""
+        if self.n_ids > MOST_IDS:
             raise RuleError(
-                f"rule.params has {name!r}, which {cls.name} does not take.{nearest(name, known)} "
-                f"It takes {', '.join(known)}."
+                f"rule {self.name} has {self.n_ids:,} ids; at most {MOST_IDS:,} and the mask fit "
+                "into 16 bits. Use a smaller vocabulary."
             )
-    missing = [n for n, p in known.items() if p.default is p.empty and n not in params]
-    if missing:
-        raise RuleError(f"rule.params lacks {missing[0]!r}, which {cls.name} needs.")
-    return cls(**params)
+
+    def refuse(self, field: str, value: object, allowed: str) -> RuleError:
+        """Returns the error for a parameter: where, what was given, what is allowed."""
+        return RuleError(f"rule.params.{field} is {value!r}; rule {self.name} {allowed}.")
 
 
-def check_int(rule: str, name: str, value: Any, low: int, high: int) -> int:
-    """Returns an integer parameter, or refuses it. Raises: RuleError: with its range."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+def held_out_seed(seed: int) -> int:
+    """Returns the seed of the sequences that are kept from the training with `seed`.
+
+    It is hashed, not added to: no training seed or row reaches the same stream by arithmetic.
+    """
+    return seed_of(seed, "held-out")
+
+
+def to_rows(ids_BT: ArrayLike) -> Ids:
+    """Returns sequences as int16 [B, T]; one sequence [T] becomes a batch of one.
+
+    Raises: RuleError: no integers, more than two dimensions, or beyond 16 bits.
+    """
+    ids = np.atleast_2d(np.asarray(ids_BT))
+    whole = ids.dtype.kind in "iu" or ids.size == 0
+    if not whole or ids.ndim != 2 or (ids.size and (ids.min() < -(2**15) or ids.max() > MOST_IDS)):
         raise RuleError(
-            f"rule.params.{name} is {value!r}; {rule} takes an integer from {low} to {high}."
+            f"ids are {ids.dtype} of shape {ids.shape}; sequences are 16-bit integers [B, T]."
         )
-    return value
+    return np.ascontiguousarray(ids, dtype=np.int16)
 
 
-def check_share(rule: str, name: str, value: Any, *, open_ends: bool = True) -> float:
-    """Returns a share in (0, 1), or [0, 1] without open ends. Raises: RuleError: with its range."""
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not (0 < value < 1 if open_ends else 0 <= value <= 1):
-        ends = "above 0 and below 1" if open_ends else "from 0 to 1"
-        raise RuleError(f"rule.params.{name} is {value!r}; {rule} takes a number {ends}.")
-    return float(value)
-
-
-def check_choice(rule: str, name: str, value: Any, known: tuple[str, ...]) -> str:
-    """Returns one of the known words. Raises: RuleError: with the nearest and the list."""
-    if value not in known:
+def _check_out(out: Ids, shape: tuple[int, int]) -> None:
+    if out.dtype != np.int16 or out.shape != shape or not out.flags.c_contiguous:
         raise RuleError(
-            f"rule.params.{name} is {value!r}; {rule} takes {' or '.join(known)}."
-            f"{nearest(str(value), known)}"
+            f"out is {out.dtype} {list(out.shape)}; it must be contiguous int16 {list(shape)}."
         )
-    return str(value)
+    if not out.flags.writeable:
+        raise RuleError("out is read-only; give a buffer that may be written.")

@@ -1,61 +1,79 @@
-"""Counter-based random numbers inside compiled code: one stream per sequence, no shared state.
+"""Random numbers inside compiled code: a pure function of (key, row, how many were drawn before).
 
-A row's stream starts at a hash of (key, row), and the key is a hash of the seed and of what is
-drawn, so that neighbouring seeds, rows, rules, and the tokens and hidden positions of one row never
-share a stream.
+Every row (sequence) has its own splitmix64 stream, whose start is a hash of the key and the row's
+number; the key is a hash of the seed and a path of names. So a row is the same in any batch, on
+any thread or machine, and only integers take part in its making.
+Source: Steele, Lea, Flood 2014 (splitmix64), constants of Stafford's mix 13.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
 import numpy as np
 from numba import njit
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_M1 = np.uint64(0xBF58476D1CE4E5B9)
-_M2 = np.uint64(0x94D049BB133111EB)
+GAMMA = np.uint64(0x9E3779B97F4A7C15)
+LOW = np.uint64(0xFFFFFFFF)
+_A = np.uint64(0xBF58476D1CE4E5B9)
+_B = np.uint64(0x94D049BB133111EB)
+_27, _30, _31, _32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# numba's cache notices a change of the file that holds a function, not of the files that it calls
+# into. This file's digest in every function's name makes a changed stream a new cache entry.
+_DIGEST = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=6).hexdigest()
 
 
-@njit(inline="always", cache=True)
-def scramble(z: np.uint64) -> np.uint64:
-    """Returns splitmix64's finaliser of 64 bits (Steele, Lea, Flood 2014; Stafford's mix 13)."""
-    z = (z ^ (z >> np.uint64(30))) * _M1
-    z = (z ^ (z >> np.uint64(27))) * _M2
-    return z ^ (z >> np.uint64(31))
+def compiled(function: Function) -> Function:
+    """Compiles a function on its first call, without the GIL, and keeps the machine code on disk.
 
-
-@njit(inline="always", cache=True)
-def row_state(key: np.uint64, row: int) -> np.uint64:
-    """Returns the first state of a row's stream."""
-    return scramble(scramble(np.uint64(row) * GOLDEN + key) + key)
-
-
-@njit(inline="always", cache=True)
-def below(bits: np.uint64, n: int) -> int:
-    """Maps 64 random bits to [0, n) by a multiplication (bias below n / 2**32)."""
-    return int(((bits >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
-
-
-def threshold(share: float) -> np.uint64:
-    """Returns t such that a uniform 64-bit number lies below t with probability `share`."""
-    return np.uint64(min(int(share * 2.0**64), 2**64 - 1))
-
-
-@njit(nogil=True, cache=True)
-def hide_rows(
-    maskable: np.ndarray, key: np.uint64, start: int, limit: np.uint64, out: np.ndarray
-) -> None:
-    """Draws, for each maskable token on its own, whether it is hidden.
-
-    Args:
-        maskable: bool [B, T].
-        key: of this draw.
-        start: number of the first row.
-        limit: `threshold` of the share.
-        out: bool [B, T], filled.
+    Where neither the package nor the user's cache folder can be written, each process compiles.
     """
-    everything = limit == np.uint64(0xFFFFFFFFFFFFFFFF)
-    for b in range(maskable.shape[0]):
-        state = row_state(key, start + b)
-        for t in range(maskable.shape[1]):
-            state += GOLDEN
-            out[b, t] = maskable[b, t] and (everything or scramble(state) < limit)
+    function.__qualname__ = f"{function.__qualname__}_{_DIGEST}"
+    try:
+        return cast(Function, njit(nogil=True, cache=True)(function))
+    except RuntimeError:  # numba: no folder to cache in
+        return cast(Function, njit(nogil=True)(function))
+
+
+@njit(nogil=True, inline="always")
+def mixed(z: np.uint64) -> np.uint64:
+    """Returns a hash of 64 bits; neighbouring values give unrelated ones."""
+    z = (z ^ (z >> _30)) * _A
+    z = (z ^ (z >> _27)) * _B
+    return z ^ (z >> _31)
+
+
+@njit(nogil=True, inline="always")
+def stream(key: np.uint64, row: np.uint64) -> np.uint64:
+    """Returns where a row's stream starts. Draw j, from 1 on, is `mixed(start + j * GAMMA)`."""
+    return mixed(mixed(key + row * GAMMA) ^ key)
+
+
+@njit(nogil=True, inline="always")
+def below(bits: np.uint64, n: np.uint64) -> np.uint64:
+    """Returns an integer uniform over [0, n) from the upper half of a draw; n < 2**32."""
+    return ((bits >> _32) * n) >> _32
+
+
+@njit(nogil=True, inline="always")
+def below_low(bits: np.uint64, n: np.uint64) -> np.uint64:
+    """Returns an integer uniform over [0, n) from the lower half of a draw; n < 2**32."""
+    return ((bits & LOW) * n) >> _32
+
+
+@njit(nogil=True, inline="always")
+def happens(bits: np.uint64, threshold: np.uint64) -> np.bool_:
+    """Returns true with the probability that `to_threshold` got, from a draw's lower half."""
+    return (bits & LOW) < threshold
+
+
+def to_threshold(probability: float) -> np.uint64:
+    """Returns the number in [0, 2**32] that half a draw stays below with this probability."""
+    return np.uint64(math.floor(probability * 2**32))

@@ -1,64 +1,93 @@
-"""The control: the same tokens, the order of each sequence destroyed."""
+"""The control `shuffled`: the same tokens, the order of every sequence destroyed."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
-from numba import njit
+from numpy.typing import ArrayLike
 
-from vitwarm.rules.base import Rule
-from vitwarm.rules.draws import GOLDEN, below, row_state, scramble
+from vitwarm.rules.base import Bools, Ids, Rows, Rule, to_rows
+from vitwarm.rules.draws import GAMMA, below, compiled, mixed, stream
 
 
+@dataclass(frozen=True, kw_only=True)
 class Shuffled(Rule):
-    """Another rule's sequences with their tokens in random order; the same tokens may be hidden.
+    """Every sequence of another rule with its tokens in a random order.
 
-    Keeps every statistic that does not depend on order and nothing that does.
+    Row i holds the very tokens of row i of that rule. Separators and pads stay in their places, so
+    that as many tokens may be hidden as in the rule itself: for brackets the closing tokens.
     """
 
-    name = "shuffled"
+    name: ClassVar[str] = "shuffled"
+    of: Rule
+    """The rule whose order is destroyed: no wrapper itself."""
 
-    def __init__(self, *, of: Rule) -> None:
-        """Args:
-        of: the rule whose sequences are shuffled.
-        """
-        self.of = of
-        self.n_ids = of.n_ids
-        self.pad_id = of.pad_id
-        self.hide_share = of.hide_share
+    def __post_init__(self) -> None:
+        if self.of.name in ("shuffled", "mixture", "curriculum"):
+            raise self.refuse(
+                "of", self.of.name, "takes a plain rule (shuffle the members of a mixture instead)"
+            )
+
+    @property
+    def n_ids(self) -> int:
+        """As the rule inside."""
+        return self.of.n_ids
+
+    @property
+    def pad_id(self) -> int | None:
+        """As the rule inside."""
+        return self.of.pad_id
+
+    @property
+    def separator_ids(self) -> tuple[int, ...]:
+        """As the rule inside."""
+        return self.of.separator_ids
+
+    @property
+    def hide_share(self) -> float:
+        """As the rule inside."""
+        return self.of.hide_share
 
     def fit_length(self, n_tokens: int) -> int:
+        """Returns what the rule inside does."""
         return self.of.fit_length(n_tokens)
 
-    def sample(
-        self,
-        seed: int,
-        start: int,
-        n_sequences: int,
-        n_tokens: int,
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Returns the other rule's very rows of this seed, each in random order."""
-        ids = self.of.sample(seed, start, n_sequences, n_tokens, out)
-        self._fill(ids, self.key(seed), start)
-        return ids
+    def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
+        """Writes the sequences of these rows."""
+        self.of.fill(out_BT, seed, rows_B)
+        stays = np.zeros(self.n_ids, dtype=np.bool_)
+        stays[list(self.separator_ids)] = True
+        _shuffle(out_BT, self.key(seed), rows_B, stays)
 
-    def _fill(self, out: np.ndarray, key: np.uint64, start: int) -> None:
-        _shuffle(out, key, start)
+    def accepts(self, ids_BT: ArrayLike) -> Bools:
+        """Sequences of which some order is a word of the rule inside. Returns: bool [B]."""
+        return self.of.accepts_any_order(ids_BT)
 
-    def accepts(self, ids: np.ndarray) -> np.ndarray:
-        """Whether the tokens, in some order, could be a sequence of the other rule."""
-        return self.of.accepts_any_order(ids)
+    def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
+        """The same: order does not matter here."""
+        return self.of.accepts_any_order(ids_BT)
 
-    def maskable(self, ids: np.ndarray) -> np.ndarray:
-        return self.of.maskable(ids)
+    def maskable(self, ids_BT: ArrayLike) -> Bools:
+        """The same tokens or places as in the rule inside. Returns: bool [B, T]."""
+        return self.of.maskable(to_rows(ids_BT))
 
 
-@njit(nogil=True, cache=True)
-def _shuffle(out: np.ndarray, key: np.uint64, start: int) -> None:
-    """Fisher-Yates per row."""
-    for b in range(out.shape[0]):
-        state = row_state(key, start + b)
-        for t in range(out.shape[1] - 1, 0, -1):
-            state += GOLDEN
-            other = below(scramble(state), t + 1)
-            out[b, t], out[b, other] = out[b, other], out[b, t]
+@compiled
+def _shuffle(out: Ids, key: np.uint64, rows: Rows, stays: Bools) -> None:
+    n_rows, n_tokens = out.shape
+    places = np.empty(n_tokens, np.int64)
+    for b in range(n_rows):
+        n = 0
+        for t in range(n_tokens):
+            places[n] = t
+            n += 0 if stays[out[b, t]] else 1
+        state = stream(key, rows[b])
+        for i in range(n - 1, 0, -1):  # Fisher and Yates
+            state += GAMMA
+            j = places[below(mixed(state), np.uint64(i + 1))]
+            here = places[i]
+            kept = out[b, here]
+            out[b, here] = out[b, j]
+            out[b, j] = kept

@@ -1,0 +1,133 @@
+"""From a name and parameters to a rule, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from vitwarm.errors import RuleError, nearest
+from vitwarm.rules.base import Rule
+from vitwarm.rules.dyck import Dyck
+from vitwarm.rules.shuffled import Shuffled
+
+#: Every rule by its name. A new rule is one file, and one line here.
+RULES: dict[str, type[Rule]] = {
+    "dyck": Dyck,
+    "shuffled": Shuffled,
+}
+
+
+def make_rule(name: str, **params: Any) -> Rule:
+    """Builds a rule from its name and parameters, all of them checked.
+
+    Args:
+        name: a name in `RULES`, an alias, or a preset; `shuffled:dyck` is the control of a rule,
+            and the parameters are then those of the rule inside.
+        params: the rule's own parameters; `of` takes a rule, a name, or a mapping with `name` and
+            `params`.
+    Raises: RuleError: no such rule or parameter, or one that describes no usable language.
+    """
+    try:
+        return _make(name, params)
+    except RecursionError:
+        raise RuleError(f"rule {name} contains itself; a wrapper takes other rules.") from None
+
+
+def rule_config(rule: Rule) -> dict[str, Any]:
+    """Returns `{"name": ..., "params": {...}}` with every parameter: JSON-able and canonical.
+
+    `make_rule(config["name"], **config["params"])` gives the same rule back.
+    """
+    fields = dataclasses.fields(rule)  # type: ignore[arg-type]
+    return {"name": rule.name, "params": {f.name: _plain(getattr(rule, f.name)) for f in fields}}
+
+
+def _make(name: str, params: Mapping[str, Any]) -> Rule:
+    outer, _, inner = str(name).strip().partition(":")
+    kind = _find(outer)
+    if inner:
+        if kind is not Shuffled:
+            raise RuleError(f"rule.name is {name!r}; only shuffled:RULE is written with a colon.")
+        return Shuffled(of=_make(inner, params))
+    hints = get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for given in params:
+        if given not in fields:
+            raise RuleError(
+                f"rule.params.{given} does not exist.{nearest(given, fields)} "
+                f"Rule {kind.name} takes {', '.join(fields) or 'no parameters'}."
+            )
+    for field in fields.values():
+        if field.default is dataclasses.MISSING and field.name not in params:
+            raise RuleError(f"rule.params.{field.name} is not set; rule {kind.name} needs it.")
+    return kind(**{key: _to_type(kind, key, hints[key], params[key]) for key in params})
+
+
+def _find(name: str) -> type[Rule]:
+    word = name.strip().lower().replace("_", "-")
+    known = dict(RULES)
+    known.update({alias: kind for kind in RULES.values() for alias in kind.aliases})
+    if word not in known:
+        raise RuleError(
+            f"rule.name is {name!r}, which is no rule.{nearest(word, known)} "
+            f"Rules: {', '.join(RULES)}."
+        )
+    return known[word]
+
+
+def _to_rule(value: Any) -> Rule:
+    if isinstance(value, Rule):
+        return value
+    if isinstance(value, str):
+        return _make(value, {})
+    if isinstance(value, Mapping) and "name" in value and set(value) <= {"name", "params"}:
+        return _make(value["name"], value.get("params") or {})
+    raise RuleError(
+        f"rule.params.of holds {value!r}; a rule is a name, or a mapping of name and params."
+    )
+
+
+def _to_type(kind: type[Rule], key: str, hint: Any, value: Any) -> Any:
+    """Turns what YAML or a command line gave into the type that a parameter has."""
+    origin, choices = get_origin(hint), get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in choices:
+            return None
+        hint = next(choice for choice in choices if choice is not type(None))
+        origin, choices = get_origin(hint), get_args(hint)
+    if hint is Rule:
+        return _to_rule(value)
+    if origin is tuple and isinstance(value, list | tuple):
+        if choices[-1] is Ellipsis:
+            return tuple(_to_type(kind, key, choices[0], item) for item in value)
+        if len(choices) == len(value):
+            pairs = zip(choices, value, strict=True)
+            return tuple(_to_type(kind, key, choice, item) for choice, item in pairs)
+    if origin is Literal and value in choices:
+        return value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int and is_number and value == int(value):
+        return int(value)
+    if hint is float and is_number:
+        return float(value)
+    raise RuleError(f"rule.params.{key} is {value!r}; rule {kind.name} takes {_in_words(hint)}.")
+
+
+def _in_words(hint: Any) -> str:
+    origin, choices = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " or ".join(map(str, choices))
+    if origin is tuple:
+        return "a list of " + (
+            f"{_in_words(choices[0])}s" if choices[-1] is Ellipsis else f"{len(choices)} numbers"
+        )
+    return {int: "a whole number", float: "a number", Rule: "a rule"}.get(hint, str(hint))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Rule):
+        return rule_config(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
