@@ -144,8 +144,8 @@ class HandoffConfig:
     """Which blocks: a slice such as `-4:` or a list such as `0,1,2`; none: all."""
     init: str | None = None
     """For fine-tuning: an export folder or a timm model tag whose weights (not only trunk) load."""
-    allow_failed: bool = False
-    """Hand off a trunk whose own record says that nothing was learned."""
+    allow_failed: bool = _free(False)
+    """Hand off a trunk whose own record says that nothing was learned: for controls."""
 
     def __post_init__(self) -> None:
         if self.trunk and self.init:
@@ -354,7 +354,8 @@ class ArmConfig:
     blocks: str | None = None
     """Which blocks are carried."""
     train: dict[str, Any] = field(default_factory=dict)
-    """Dotted overrides of the image training for this arm alone."""
+    """Dotted overrides of the image training for this arm alone. A control whose warm-up is meant
+    to fail says so here: `{handoff.allow_failed: true}`."""
     extra_samples_of: str | None = None
     """Train longer: add the samples of this arm's warm-up to the image budget."""
 
@@ -385,7 +386,14 @@ class SweepConfig:
     executor: Literal["local", "slurm"] = "local"
     """`local`: worker processes on this machine; `slurm`: an sbatch array."""
     slots: int | None = None
-    """Runs at a time on this machine; none: one per GPU, or per two CPU cores."""
+    """Runs at a time on this machine; none: one per GPU, else one per CPU core."""
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    """Options of sbatch by their long names: `{partition: gpu, time: "12:00:00"}`."""
+    array_limit: int = 1000
+    """Jobs per sbatch array, at most (sites allow MaxArraySize - 1, commonly 1000)."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "sweep", "slots", "array_limit")
 
 
 Config = TypeVar("Config", WarmupRun, TrainRun, SweepConfig)
