@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "trunks",
         nargs="+",
         metavar="TRUNK",
-        help="a run folder, a trunk file or a shipped name; `none`: the default arm; or `graft A B`",
+        help="run folder, trunk file or shipped name; `none`: the default arm; or `graft A B`",
     )
     parser.add_argument("--out", required=True, help="export folder; for a graft, the trunk file")
     parser.add_argument("--model", help="timm model name; default: the one that was warmed up")

@@ -104,7 +104,9 @@ def _check_alike(left: Trunk, right: Trunk) -> None:
                 f"trunks {label(left)} and {label(right)} cannot be grafted: {key} is {ours} in "
                 f"one and {theirs} in the other. Use trunks of one model."
             )
-    for name in left.tensors.keys() & right.tensors.keys():
+    for name in left.tensors:
+        if name not in right.tensors:
+            continue
         ours_shape, theirs_shape = left.tensors[name].shape, right.tensors[name].shape
         if ours_shape != theirs_shape:
             raise HandoffError(

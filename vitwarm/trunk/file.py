@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +71,7 @@ def save_trunk(
         **facts,
         **{str(k): str(v) for k, v in metadata.items()},
         "format_version": str(FORMAT_VERSION),
-        "names": json.dumps(sorted(tensors)),
+        "names": json.dumps(list(tensors)),
     }
     path = Path(path)
     write_bytes(path, save(tensors, metadata=facts))
@@ -88,16 +87,20 @@ def load_trunk(path: str | Path) -> Trunk:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            names = sorted(file.keys(), key=_by_number)
-            tensors = {name: file.get_tensor(name) for name in names}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         first = str(error).splitlines()[0].rstrip(".")
         raise TrunkError(
             f"{path} is no readable safetensors file ({first}). A trunk file is what `vitwarm "
             "warmup` or `vitwarm handoff graft` writes; make it again or copy it whole."
         ) from error
-    _check(path, tensors, metadata)
-    return Trunk(tensors=tensors, metadata=metadata, sha256=content_sha256(tensors), path=path)
+    names = _check(path, tensors, metadata)
+    return Trunk(
+        tensors={name: tensors[name] for name in names},
+        metadata=metadata,
+        sha256=content_sha256(tensors),
+        path=path,
+    )
 
 
 def find_trunk(text: str) -> Path:
@@ -134,7 +137,8 @@ def content_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _check(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def _check(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[str]:
+    """Returns the names in the order of the model that they were saved from."""
     version = metadata.get("format_version")
     if version is None or "names" not in metadata:
         raise TrunkError(
@@ -146,9 +150,9 @@ def _check(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
             f"{path} has trunk format {version}; this version reads {FORMAT_VERSION}. "
             "Upgrade vitwarm."
         )
-    listed = set(json.loads(metadata["names"]))
-    if listed != set(tensors):
-        odd = sorted(listed ^ set(tensors))[0]
+    listed: list[str] = json.loads(metadata["names"])
+    if set(listed) != set(tensors):
+        odd = sorted(set(listed) ^ set(tensors))[0]
         raise TrunkError(
             f"{path} lists other tensors than it holds ({odd!r} for one). Make it again."
         )
@@ -158,11 +162,7 @@ def _check(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
                 f"{path} holds numbers that are not finite, in {name!r} for one: that warm-up "
                 "diverged. Warm up again with a lower warmup.lr."
             )
-
-
-def _by_number(name: str) -> list[tuple[int, str]]:
-    """Sorts blocks.2 before blocks.10."""
-    return [(int(p), "") if p.isdigit() else (0, p) for p in re.split(r"(\d+)", name)]
+    return listed
 
 
 def _trunk_homes() -> list[Path]:

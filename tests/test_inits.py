@@ -1,0 +1,181 @@
+"""Mimetic weights have the spectra of their formula; shuffled weights keep what they promise."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vitwarm.errors import ConfigError, HandoffError, ModelError
+from vitwarm.handoff import attach
+from vitwarm.inits import INITS, make_init, write_init
+from vitwarm.seeding import numpy_rng
+from vitwarm.trunk import Trunk, build_model, load_trunk, save_trunk
+
+VIT = "vit_tiny_patch16_224"
+WIDTH, HEADS, DEPTH = 24, 3, 2
+SMALL: dict[str, Any] = {
+    "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "img_size": 32, "patch_size": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def warmed(tmp_path_factory: pytest.TempPathFactory) -> Trunk:
+    model = build_model(VIT, seed=7, **SMALL)
+    with torch.no_grad():
+        for parameter in model.parameters():  # no two numbers alike, biases and norms included
+            parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return load_trunk(save_trunk(tmp_path_factory.mktemp("w") / "t.safetensors", model, {}))
+
+
+def _z(seed: int, block: int, what: str) -> np.ndarray:
+    """The reference's own draw: i.i.d. entries of variance 1 / d, uniform."""
+    edge = np.sqrt(3 / WIDTH)
+    return numpy_rng(seed, "mimetic", block, what).uniform(-1, 1, (WIDTH, WIDTH)) * edge
+
+
+@pytest.mark.parametrize(("name", "qk", "vo"), [("mimetic", 0.7, 0.4), ("mimetic_0.4", 0.4, 0.4)])
+def test_mimetic_products_against_the_formula(name: str, qk: float, vo: float) -> None:
+    made = make_init(name, model=VIT, seed=5, model_kwargs=SMALL).tensors
+    for block in range(DEPTH):
+        qkv = made[f"blocks.{block}.attn.qkv.weight"].double().numpy()
+        rows = qkv.reshape(3, HEADS, -1, WIDTH)
+        for head in range(HEADS):
+            product = rows[0, head].T @ rows[1, head]
+            target = qk * _z(5, block, f"qk {head}") + qk * np.eye(WIDTH)
+            u, s, vt = np.linalg.svd(target)
+            rank = WIDTH // HEADS
+            best = (u[:, :rank] * s[:rank]) @ vt[:rank]
+            np.testing.assert_allclose(product, best, atol=1e-6)
+            spectrum = np.linalg.svd(product, compute_uv=False)
+            np.testing.assert_allclose(spectrum[:rank], s[:rank], rtol=1e-6)
+            np.testing.assert_allclose(spectrum[rank:], 0, atol=1e-6)
+        value = rows[2].reshape(WIDTH, WIDTH)
+        projection = made[f"blocks.{block}.attn.proj.weight"].double().numpy()
+        target = vo * _z(5, block, "vo") - vo * np.eye(WIDTH)
+        found = np.poly(projection @ value)  # the characteristic polynomial: no order to sort
+        np.testing.assert_allclose(found, np.poly(target), atol=1e-5)
+        singular = np.linalg.svd(value, compute_uv=False)
+        np.testing.assert_allclose(
+            singular**2, np.linalg.svd(target, compute_uv=False), rtol=1e-5, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "touched"), [("mimetic", "(qkv|proj).weight"), ("mimetic_0.4", "(qkv|proj).")]
+)
+def test_mimetic_touches_attention_weights_alone(name: str, touched: str, tmp_path: Path) -> None:
+    path = write_init(name, tmp_path / "t.safetensors", model=VIT, seed=0, model_kwargs=SMALL)
+    vit, audit = attach(path, model=VIT, seed=3, **SMALL)
+    default = attach(None, model=VIT, seed=3, **SMALL)[0].state_dict()
+    pattern = re.compile(rf"blocks\.\d+\.attn\.{touched}")
+    assert audit.carried == [n for n in default if pattern.match(n)]
+    assert all(torch.equal(vit.state_dict()[n], default[n]) for n in audit.fresh)
+
+
+def test_mimetic_of_separate_and_gated_layers() -> None:
+    small = {"embed_dim": 24, "depth": 1, "num_heads": 3, "img_size": 32, "patch_size": 8}
+    eva = make_init("mimetic", model="eva02_tiny_patch14_224", seed=0, model_kwargs={
+        **small, "qkv_fused": False}).tensors  # fmt: skip
+    plain = make_init("mimetic", model=VIT, seed=0, model_kwargs=small).tensors
+    separate = [eva[f"blocks.0.attn.{part}_proj.weight"] for part in "qkv"]
+    assert torch.equal(torch.cat(separate), plain["blocks.0.attn.qkv.weight"])
+    with pytest.raises(ModelError, match=r"no plain attention in 'blocks\.0'"):
+        make_init("mimetic", model="vit_base_patch16_xp_224", seed=0, model_kwargs=small)
+
+
+def test_an_equal_call_writes_the_same_trunk(tmp_path: Path) -> None:
+    def digest(file: str, seed: int) -> str:
+        out = tmp_path / file
+        return load_trunk(
+            write_init("mimetic", out, model=VIT, seed=seed, model_kwargs=SMALL)
+        ).sha256
+
+    assert digest("a.safetensors", 0) == digest("b.safetensors", 0) != digest("c.safetensors", 1)
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a.flatten().sort().values, b.flatten().sort().values)
+
+
+def test_shuffled_in_heads_keeps_the_numbers_of_every_head(warmed: Trunk) -> None:
+    made = make_init("weights_shuffled_in_heads", model=VIT, seed=0, trunk=warmed).tensors
+    for name, tensor in warmed.tensors.items():
+        if ".attn.qkv." in name:
+            parts = zip(made[name].chunk(3 * HEADS), tensor.chunk(3 * HEADS), strict=True)
+            assert all(_alike(a, b) and not torch.equal(a, b) for a, b in parts)
+        elif ".mlp." in name:
+            assert _alike(made[name], tensor)
+            assert not torch.equal(made[name], tensor)
+        else:  # projection and norms
+            assert torch.equal(made[name], tensor)
+
+
+def test_shuffled_in_tensors_keeps_the_numbers_of_every_tensor(warmed: Trunk) -> None:
+    made = make_init("weights_shuffled_in_tensors", model=VIT, seed=0, trunk=warmed).tensors
+    for name, tensor in warmed.tensors.items():
+        assert _alike(made[name], tensor), name
+        assert not torch.equal(made[name], tensor), name
+
+
+@pytest.mark.parametrize("name", ["weights_shuffled_in_heads", "weights_shuffled_in_tensors"])
+def test_shuffling_keeps_to_its_part_and_seed(name: str, warmed: Trunk) -> None:
+    def make(seed: int, **params: Any) -> dict[str, torch.Tensor]:
+        return make_init(name, model=VIT, seed=seed, trunk=warmed, **params).tensors
+
+    part = make(0, scope="attention", blocks="-1:")
+    moved = {n for n, t in part.items() if not torch.equal(t, warmed.tensors[n])}
+    assert moved
+    assert all(n.startswith("blocks.1.") and ".mlp." not in n and "norm2" not in n for n in moved)
+    key = "blocks.0.attn.qkv.weight"
+    assert torch.equal(make(0)[key], make(0)[key])
+    assert not torch.equal(make(0)[key], make(1)[key])
+
+
+@pytest.mark.parametrize("how", [{"attention_of": "A"}, {"attention_of": "B"}, {"first_blocks": 1}])
+def test_a_graft_with_itself_is_the_identity(how: dict, warmed: Trunk, tmp_path: Path) -> None:
+    out = tmp_path / "g.safetensors"
+    made = load_trunk(write_init("graft", out, model="", seed=0, a=warmed, b=warmed, **how))
+    assert made.sha256 == warmed.sha256
+    assert list(made.tensors) == list(warmed.tensors)
+    assert set(json.loads(made.metadata["sources"])) == set(warmed.tensors)
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_a_graft_takes_attention_of_one_and_mlps_of_the_other(
+    side: str, warmed: Trunk, tmp_path: Path
+) -> None:
+    cold = load_trunk(
+        save_trunk(tmp_path / "cold.safetensors", build_model(VIT, seed=1, **SMALL), {})
+    )
+    made = make_init("graft", model="", seed=0, a=warmed, b=cold, attention_of=side)
+    sources = json.loads(made.facts["sources"])
+    attention, mlp = (warmed, cold) if side == "A" else (cold, warmed)
+    for name, tensor in made.tensors.items():
+        owner = attention if re.search(r"attn|norm1", name) else mlp  # the final norm with the MLP
+        assert torch.equal(tensor, owner.tensors[name])
+        assert str(owner.path) in sources[name]
+
+
+def test_grafts_of_unlike_trunks_are_refused(warmed: Trunk, tmp_path: Path) -> None:
+    for change, message in (
+        ({"depth": 3}, "depth is 2 in one and 3"),
+        ({"mlp_ratio": 2}, "mlp.fc1"),
+    ):
+        other = build_model(VIT, seed=1, **{**SMALL, **change})
+        path = save_trunk(tmp_path / "o.safetensors", other, {})
+        with pytest.raises(HandoffError, match=message):
+            make_init("graft", model="", seed=0, a=warmed, b=path, attention_of="A")
+    with pytest.raises(ConfigError, match="1 to 1 is allowed"):
+        make_init("graft", model="", seed=0, a=warmed, b=warmed, first_blocks=2)
+
+
+def test_unknown_names_and_parameters_are_refused(warmed: Trunk) -> None:
+    with pytest.raises(ConfigError, match=r"mimetc.*Did you mean mimetic"):
+        make_init("mimetc", model=VIT, seed=0)
+    with pytest.raises(ConfigError, match=r"alhpa.*alpha_qk, beta_qk"):
+        make_init("mimetic", model=VIT, seed=0, alhpa=1)
+    assert set(INITS) >= {"mimetic", "mimetic_0.4", "graft"}
