@@ -19,7 +19,14 @@ from vitwarm.augment import Augmentation, Augmented, Mixing, Targets, normalise,
 from vitwarm.augment.draws import Draws, symmetric_beta
 from vitwarm.augment.mixing import plan_erasing
 from vitwarm.augment.pixels import OPERATIONS, Surroundings
-from vitwarm.augment.policy import _KIND, NAMES, RandAugment, ThreeAugment, arguments
+from vitwarm.augment.policy import (
+    _KIND,
+    NAMES,
+    ColorJitter,
+    RandAugment,
+    ThreeAugment,
+    arguments,
+)
 from vitwarm.errors import ConfigError
 
 SIZE = 24
@@ -110,17 +117,27 @@ def test_blur_is_pillows_within_rounding(sigma: float) -> None:
 
 
 def test_jitter_is_torchvisions_in_the_same_order() -> None:
-    x = smooth_images(2)
-    args = torch.tensor([[0, 1.3, 1, 0.7, 2, 1.2], [2, 0.8, 0, 0.75, 1, 1.25]])
-    out = OPERATIONS["jitter"](x, args, Surroundings(torch.zeros(3)))
-    steps = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)
-    for k in range(2):
+    x = smooth_images(40)
+    draws = Draws(0, "image", np.zeros(40, int), np.arange(40))
+    [[operation]] = ColorJitter(strength=0.4).plan(draws, height=SIZE, width=SIZE)
+    out = OPERATIONS["jitter"](x, torch.from_numpy(operation.args), Surroundings(torch.zeros(3)))
+    orders = []
+    for k in range(40):
         image = to_pillow(x[k])
-        for mode, factor in args[k].view(3, 2).tolist():
-            image = steps[int(mode)](image, factor)
+        orders.append([])
+        for factor, of_grey, of_mean in operation.args[k].reshape(3, 3).tolist():
+            assert 0.6 <= factor <= 1.4
+            step = (
+                tv.adjust_saturation if of_grey else tv.adjust_contrast if of_mean
+                else tv.adjust_brightness
+            )  # fmt: skip
+            image = step(image, factor)
+            orders[-1].append(step.__name__)
         off = (out[k].int() - from_pillow(image).int()).abs().float()
-        assert off.mean() < 1.5  # Pillow truncates after each of the three
-        assert off.max() <= 4
+        assert off.mean() < 2  # Pillow truncates after each of the three
+        assert off.max() <= 5
+    assert {len(set(order)) for order in orders} == {3}
+    assert len({tuple(order) for order in orders}) == 6
 
 
 def test_randaugment_chooses_as_often_and_as_strongly_as_timm() -> None:

@@ -105,6 +105,14 @@ class Mixing:
 def mix_images(x: Tensor, boxes: Tensor, weights: Tensor) -> Tensor:
     """Mixes neighbours of a batch in place; x: float [b, 3, H, W], b even."""
     pairs = x.unflatten(0, (-1, 2))
+    if x.device.type == "cpu":  # the same sums as below, inside the boxes alone
+        for pair, box, weight in zip(pairs, boxes.int().tolist(), weights.tolist(), strict=True):
+            if weight > 0:
+                first, second = pair[..., box[0] : box[1], box[2] : box[3]]
+                towards = (second - first).mul_(weight)
+                first.add_(towards)
+                second.sub_(towards)
+        return x
     first, second = pairs[:, 0], pairs[:, 1]
     amount = _inside(boxes, x.shape[2], x.shape[3]).float() * weights[:, None, None, None]
     towards = (second - first).mul_(amount)
@@ -156,10 +164,16 @@ def erase(x: Tensor, index: Tensor, boxes: Tensor, starts: Tensor, bank: Tensor)
         starts: int64 [n], below len(bank) - 3 H W.
         bank: standard normal numbers, float32, long enough that images hardly ever share noise.
     """
-    noise = bank.unfold(0, x[0].numel(), 1)[starts].view(-1, *x.shape[1:])
-    chosen = x.index_select(0, index)
-    noise.sub_(chosen).mul_(_inside(boxes, x.shape[2], x.shape[3]).float())
-    return x.index_copy_(0, index, chosen.add_(noise))
+    noise = bank.unfold(0, x[0].numel(), 1)
+    if x.device.type == "cpu":
+        places = zip(index.tolist(), boxes.int().tolist(), starts.tolist(), strict=True)
+        for k, (top, bottom, left, right), start in places:
+            box = (slice(None), slice(top, bottom), slice(left, right))
+            x[k][box] = noise[start].view(x.shape[1:])[box]
+        return x
+    values = noise[starts].view(-1, *x.shape[1:])
+    inside = _inside(boxes, x.shape[2], x.shape[3])
+    return x.index_copy_(0, index, torch.where(inside, values, x.index_select(0, index)))
 
 
 def _inside(boxes: Tensor, height: int, width: int) -> Tensor:

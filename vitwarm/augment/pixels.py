@@ -31,17 +31,18 @@ def affine(x: Tensor, args: Tensor, around: Surroundings) -> Tensor:
     rows = torch.arange(height, device=x.device, dtype=torch.float32)[:, None] + 0.5
     a, b, c, d, e, f = args[:, :, None, None].unbind(1)
     # grid_sample's coordinates: -1 and 1 are the outer edges of the image.
-    across = (a * 2 / width) * columns + ((b * 2 / width) * rows + (c * 2 / width - 1))
-    down = (d * 2 / height) * columns + ((e * 2 / height) * rows + (f * 2 / height - 1))
+    grid = torch.empty(len(x), height, width, 2, device=x.device)
+    across, down = grid.unbind(-1)
+    torch.add((a * 2 / width) * columns, (b * 2 / width) * rows + (c * 2 / width - 1), out=across)
+    torch.add((d * 2 / height) * columns, (e * 2 / height) * rows + (f * 2 / height - 1), out=down)
     inside = (torch.maximum(across.abs(), down.abs()) < 1).float()[:, None]
-    grid = torch.stack([across, down], dim=-1)
     sampled = F.grid_sample(
         x.float(), grid, mode=around.interpolation, padding_mode="border", align_corners=False
     )
     fill = around.fill[:, None, None]
     sampled.sub_(fill).mul_(inside).add_(fill)  # torch.where is 20 times as slow on a CPU
     # Pillow truncates; the hundredth keeps what float32 lands just below a whole value.
-    return sampled.add_(0.01).clamp_(0, 255).byte()
+    return _whole(sampled.add_(0.01).clamp_(0, 255))
 
 
 def table(x: Tensor, args: Tensor, around: Surroundings) -> Tensor:
@@ -113,19 +114,28 @@ def blur(x: Tensor, args: Tensor, around: Surroundings) -> Tensor:
         for k in range(1, radius + 1):
             pair = padded.narrow(dim, radius - k, size) + padded.narrow(dim, radius + k, size)
             out.addcmul_(pair, weights[:, k, None, None, None])
-    return out.round_().clamp_(0, 255).byte()
+    return _whole(out.round_().clamp_(0, 255))
 
 
 def jitter(x: Tensor, args: Tensor, around: Surroundings) -> Tensor:
-    """Three times (mode, factor): mode 0 brightness, 1 contrast, 2 saturation."""
+    """Three times x * a + b * grey(x) + c * mean(grey(x)); args: three times (a, b, c).
+
+    (f, 0, 0) is brightness, (f, 0, 1 - f) contrast and (f, 1 - f, 0) saturation by the factor f.
+    """
     out = x.float()
-    for k in range(3):
-        mode, factor = args[:, 2 * k : 2 * k + 2, None, None, None].unbind(1)
-        grey = _grey_float(out)
-        mean = _mean(grey[:, 0])[:, None, None, None]
-        towards = (grey * (mode == 2)).add_(mean * (mode == 1))
-        out.sub_(towards).mul_(factor).add_(towards).clamp_(0, 255)
-    return out.round_().byte()
+    needed = [[True] * 3] * 3
+    if x.device.type == "cpu":  # most images need one of the two; asking a GPU would stop the host
+        needed = args.bool().any(dim=0).view(3, 3).tolist()
+    for k, (_, needs_grey, needs_mean) in enumerate(needed):
+        own, of_grey, of_mean = args[:, 3 * k : 3 * k + 3, None, None, None].unbind(1)
+        grey = _grey_float(out) if needs_grey or needs_mean else None
+        out.mul_(own)
+        if grey is not None and needs_mean:
+            out.add_(_mean(grey[:, 0])[:, None, None, None].mul_(of_mean))
+        if grey is not None and needs_grey:
+            out.add_(grey.mul_(of_grey))
+        out.clamp_(0, 255)
+    return _whole(out.round_())
 
 
 Apply = Callable[[Tensor, Tensor, Surroundings], Tensor]
@@ -166,4 +176,9 @@ def _mean(grey: Tensor) -> Tensor:
 def _blend(towards: Tensor, x: Tensor, factor: Tensor) -> Tensor:
     """towards + factor (x - towards), cut off below and above and truncated, as Pillow does."""
     x = x.float()
-    return (x - towards).mul_(factor[:, :, None, None]).add_(towards).clamp_(0, 255).byte()
+    return _whole((x - towards).mul_(factor[:, :, None, None]).add_(towards).clamp_(0, 255))
+
+
+def _whole(x: Tensor) -> Tensor:
+    """Truncates values in [0, 255] to uint8; by way of int16 three times as fast on a CPU."""
+    return x.short().byte()

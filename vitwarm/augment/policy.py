@@ -124,14 +124,22 @@ class ColorJitter:
     strength: float
 
     def plan(self, draws: Draws, *, height: int, width: int) -> Plan:
-        """Returns one layer with one operation on all images; arguments: three (mode, factor)."""
+        """Returns one layer with one operation on all images."""
         factors = draws.uniform(*(f"jitter/{name}" for name in ("bright", "contrast", "color")))
         low = max(0.0, 1 - self.strength)
-        factors = low + (1 + self.strength - low) * factors
-        order = np.argsort(draws.uniform("jitter/1st", "jitter/2nd", "jitter/3rd"), axis=0)
-        args = np.stack([order, np.take_along_axis(factors, order, axis=0)], axis=-1)
-        args = args.transpose(1, 0, 2).reshape(len(draws), 6).astype(np.float32)
-        return [[Operation("jitter", np.arange(len(draws)), args)]]
+        bright, contrast, color = low + (1 + self.strength - low) * factors
+        zero = np.zeros(len(draws))
+        mixes = np.stack(
+            [
+                np.stack([bright, zero, zero], 1),
+                np.stack([contrast, zero, 1 - contrast], 1),
+                np.stack([color, 1 - color, zero], 1),
+            ],
+            axis=1,
+        )
+        order = np.argsort(draws.uniform("jitter/1st", "jitter/2nd", "jitter/3rd"), axis=0).T
+        args = np.take_along_axis(mixes, order[:, :, None], axis=1).reshape(len(draws), 9)
+        return [[Operation("jitter", np.arange(len(draws)), args.astype(np.float32))]]
 
 
 Policy = RandAugment | ThreeAugment
