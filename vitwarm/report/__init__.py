@@ -79,10 +79,8 @@ def run(args: argparse.Namespace) -> int:
     from vitwarm.report.tables import terminal_table
 
     paths = run_report(args.runs, args.out, title=args.title, figures=not args.no_figures)
-    tables = [terminal_table(analysis) for analysis in paths.analyses]
     encoding = sys.stdout.encoding or "utf-8"
-    text = "\n\n".join(tables)
-    print(text.encode(encoding, "replace").decode(encoding), end="\n\n")
+    print(terminal_table(paths.analyses).encode(encoding, "replace").decode(encoding), end="\n\n")
     print(paths.page)
     return 0
 

@@ -120,7 +120,7 @@ def _read_sweep(path: Path, runs: dict[Path, FoundRun], claimed: set[Path]) -> l
             "and runs nothing twice."
         ) from error
     sections: dict[str, Section] = {}
-    for row in rows:
+    for row in (_with_state(path.parent, row) for row in rows):
         run = _find_run(path.parent, row.get("folder"), runs)
         if run is not None:
             claimed.add(run.path.resolve())
@@ -159,6 +159,18 @@ def _read_sweep(path: Path, runs: dict[Path, FoundRun], claimed: set[Path]) -> l
                 )
             )  # fmt: skip
     return list(sections.values())
+
+
+def _with_state(home: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """Adds what became of a row: its folder, state and reason stand in a file of their own."""
+    path = home / "rows" / f"{row.get('key')}.json"
+    if not path.is_file():
+        return row
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{path} is no valid JSON ({error}). Delete it.") from error
+    return {**row, **{name: value for name, value in state.items() if value is not None}}
 
 
 def _find_run(beside: Path, folder: str | None, runs: dict[Path, FoundRun]) -> FoundRun | None:

@@ -70,8 +70,12 @@ def write_csvs(analyses: list[Analysis], folder: Path) -> list[Path]:
     return paths
 
 
-def terminal_table(analysis: Analysis) -> str:
-    """Returns the section in a few lines: top-1 and half its 95 % interval, arms by images."""
+def terminal_table(analyses: Iterable[Analysis]) -> str:
+    """Returns every section in a few lines: top-1 and half its 95 % interval, arms by images."""
+    return "\n\n".join(_terminal_section(analysis) for analysis in analyses)
+
+
+def _terminal_section(analysis: Analysis) -> str:
     if not analysis.sizes:
         return f"{analysis.title}: no image trainings"
     fractions = {cell.n_images: cell.fraction for cell in analysis.cells}

@@ -1,0 +1,101 @@
+"""What a sweep's config may not say, found before anything runs; and what `over` means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vitwarm.config import ArmConfig, SweepConfig
+from vitwarm.errors import ConfigError, nearest
+
+#: The axes of the report: they change how many images there are.
+SIZE_FIELDS = ("data.fraction", "data.image_list")
+
+
+@dataclass(frozen=True)
+class Axes:
+    """`over`, sorted by what a field multiplies."""
+
+    sizes: dict[str, list[Any]]
+    """The numbers of images: the report's axis."""
+    warm: dict[str, list[Any]]
+    """The warm-ups."""
+    handoff: dict[str, list[Any]]
+    """The arms that carry a trunk."""
+    settings: dict[str, list[Any]]
+    """All arms; every combination is a section of the report."""
+
+
+def split_axes(config: SweepConfig) -> Axes:
+    """Sorts the fields of `over`. Raises: ConfigError: a field without values."""
+    axes = Axes({}, {}, {}, {})
+    for name, values in config.over.items():
+        if not values:
+            raise ConfigError(f"over.{name} is empty; give a list of values, or leave it out.")
+        if name in SIZE_FIELDS:
+            axes.sizes[name] = values
+        elif name.split(".")[0] in ("warmup", "rule"):
+            axes.warm[name] = values
+        elif name.split(".")[0] == "handoff":
+            axes.handoff[name] = values
+        else:
+            axes.settings[name] = values
+    return axes
+
+
+def check_sweep(config: SweepConfig, axes: Axes) -> None:
+    """Raises ConfigError for fields that contradict each other, naming them and the remedy."""
+    if not config.seeds or len(set(config.seeds)) != len(config.seeds):
+        raise ConfigError(f"seeds is {config.seeds}; give at least one seed, each of them once.")
+    if config.executor == "local" and config.run.devices * config.run.nodes > 1:
+        raise ConfigError(
+            f"run.devices is {config.run.devices} and run.nodes is {config.run.nodes}; a sweep on "
+            "one machine gives every run one device and starts one run per device. Leave both at "
+            "1, or use executor=slurm."
+        )
+    for name in config.over:
+        if name == "seed":
+            raise ConfigError("over has 'seed'; seeds have a field of their own: seeds: [0, 1, 2].")
+    if axes.warm and not any(arm.warmup for arm in config.arms.values()):
+        raise ConfigError(
+            f"over has {', '.join(axes.warm)}, but no arm has a warm-up recipe. "
+            "Give an arm one: arms.dyck.warmup=..."
+        )
+    for label, arm in config.arms.items():
+        _check_arm(config, label, arm)
+
+
+def _check_arm(config: SweepConfig, label: str, arm: ArmConfig) -> None:
+    where = f"arms.{label}"
+    given = [name for name in ("warmup", "trunk", "init") if getattr(arm, name)]
+    if len(given) > 1:
+        raise ConfigError(
+            f"{where} has {' and '.join(given)}; an arm starts from one of them. Leave one out."
+        )
+    for name, owner in (("set", "warmup"), ("init_params", "init")):
+        if getattr(arm, name) and not getattr(arm, owner):
+            raise ConfigError(f"{where}.{name} is given without {where}.{owner}; add that field.")
+    if not given and (arm.scope != "all" or arm.blocks is not None):
+        raise ConfigError(
+            f"{where} has scope {arm.scope!r} and blocks {arm.blocks!r}, but no trunk to carry. "
+            "Give it a warmup, a trunk or an init."
+        )
+    if arm.set.get("seed") is not None and config.warmup_seeds == "paired":
+        raise ConfigError(
+            f"{where}.set has a seed, but warmup_seeds is 'paired': every run's warm-up takes the "
+            "run's own seed. Leave the seed out, or use warmup_seeds=shared."
+        )
+    other = arm.extra_samples_of
+    if other is None:
+        return
+    warmed = [name for name, one in config.arms.items() if one.warmup]
+    if other not in warmed:
+        raise ConfigError(
+            f"{where}.extra_samples_of is {other!r}, which is no arm with a warm-up recipe."
+            f"{nearest(other, warmed)} Arms with one: {', '.join(warmed) or 'none'}."
+        )
+    if arm.warmup or arm.trunk:
+        raise ConfigError(
+            f"{where} has both {given[0]} and extra_samples_of; training longer is what is "
+            "compared with a warm-up. Leave one out."
+        )

@@ -1,0 +1,298 @@
+"""What a sweep will run: arms x settings x fractions x seeds as rows, warm-ups before trainings.
+
+A row's key depends on what it computes and on its place in the sweep, never on paths or on the
+order of the recipe. A training's folder is known only once its trunk exists, because a trunk enters
+the config's hash by its content; so rows name what they need by key, and `resolve` fills it in.
+
+Fields in `over` fall into four kinds. `data.fraction` (or `data.image_list`) is the axis of the
+report. `warmup.*` and `rule.*` multiply the warm-ups, `handoff.*` the arms that carry a trunk; both
+are written after the arm's label. Everything else is a setting: it multiplies all arms, and every
+setting is a section of its own in the report.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vitwarm.config import (
+    ArmConfig,
+    SweepConfig,
+    TrainRun,
+    WarmupRun,
+    config_hash,
+    find_recipe,
+    load_config,
+    to_plain,
+    with_overrides,
+)
+from vitwarm.errors import ConfigError
+from vitwarm.records import Record
+from vitwarm.sweep.checks import check_sweep, split_axes
+from vitwarm.sweep.rows import ArmKind, Plan, Row, make_key
+from vitwarm.sweep.stages import InitConfig, Stages, WarmupFacts
+from vitwarm.units import to_steps
+
+#: Prefix in `init_params` that stands for the trunk of another arm's warm-up.
+ARM_PREFIX = "arm:"
+
+
+def make_plan(
+    config: SweepConfig, *, recipe: Path | None = None, stages: Stages | None = None
+) -> Plan:
+    """Expands a sweep into rows.
+
+    Args:
+        recipe: the sweep's file, which `base` and the arms' recipes are relative to.
+        stages: what counts images and sizes warm-ups; none: the real ones.
+    Raises: ConfigError: fields that contradict each other or do not exist; and what the other
+        stages refuse (an unknown rule, missing shards) before anything has run.
+    """
+    return _Planner(config, recipe.parent if recipe else Path(), stages or Stages()).make()
+
+
+def resolve(row: Row, config: TrainRun, *, trunk: Path | None, warm: Record | None) -> TrainRun:
+    """Fills in what a training's needs gave.
+
+    Args:
+        trunk: the trunk file of `row.trunk_of`.
+        warm: the record of `row.extra_of`, whose samples are added: whole steps, rounded up, so
+            that the arm that trains longer never has less than the warmed arm had.
+    """
+    changes: dict[str, Any] = {}
+    if trunk is not None:
+        changes["handoff.trunk"] = str(trunk)
+    if warm is not None and config.train.steps is not None:
+        extra = extra_steps(warm.warmup_samples or 0, config.train.batch_size)
+        changes["train.steps"] = config.train.steps + extra
+    return with_overrides(config, changes) if changes else config
+
+
+def extra_steps(samples: int, batch_size: int) -> int:
+    """Returns the optimiser steps that hold so many samples: exactly, or the last one not full."""
+    return math.ceil(samples / batch_size)
+
+
+class _Planner:
+    """Expands one sweep; the rows collect in `warmups`, `inits` and `trainings`."""
+
+    def __init__(self, config: SweepConfig, beside: Path, stages: Stages) -> None:
+        self.config = config
+        self.beside = beside
+        self.stages = stages
+        self.home = Path(config.run.root) / "sweeps" / config.name
+        self.warmups: dict[str, Row] = {}
+        self.inits: dict[str, Row] = {}
+        self.trainings: list[Row] = []
+        self.images: dict[str, int] = {}
+        self.facts: dict[str, WarmupFacts] = {}
+        self.axes = split_axes(config)
+
+    def make(self) -> Plan:
+        config = self.config
+        check_sweep(config, self.axes)
+        base = with_overrides(
+            load_config(TrainRun, self._find(config.base)),
+            {**config.set, "match": config.match, "run": to_plain(config.run)},
+        )
+        if config.match == "epochs" and base.train.steps is not None:
+            raise ConfigError(
+                f"match is 'epochs', but train.steps is {base.train.steps} in {config.base}; "
+                "steps replace epochs. Set train.steps=null, or match=steps."
+            )
+        for setting, size, seed in itertools.product(
+            _grid(self.axes.settings), _grid(self.axes.sizes), config.seeds
+        ):
+            for label, arm in config.arms.items():
+                self._add_arm(base, label, arm, setting, size, seed)
+        rows = [*self.warmups.values(), *self.inits.values(), *self._by_seed()]
+        return Plan(config.name, config.match, config.warmup_seeds, self.home, rows)
+
+    def _by_seed(self) -> list[Row]:
+        """Seed by seed, so that a sweep that is stopped has whole comparisons."""
+        order = {seed: place for place, seed in enumerate(self.config.seeds)}
+        return sorted(self.trainings, key=lambda row: order[row.seed])
+
+    def _add_arm(
+        self, base: TrainRun, label: str, arm: ArmConfig, setting: dict[str, Any],
+        size: dict[str, Any], seed: int,
+    ) -> None:  # fmt: skip
+        source = self.config.arms[arm.extra_samples_of] if arm.extra_samples_of else arm
+        warm_grid = list(_grid(self.axes.warm)) if source.warmup else [{}]
+        if arm.extra_samples_of:
+            warm_grid = self._distinct_samples(source, warm_grid, seed)
+        carries = bool(arm.warmup or arm.trunk or arm.init)
+        for warm, handoff in itertools.product(
+            warm_grid, _grid(self.axes.handoff) if carries else [{}]
+        ):
+            # The arm's own fields come last: what it was given by name is not overridden.
+            config = with_overrides(base, {**setting, **size, **handoff, **arm.train, "seed": seed})
+            named = {**warm, **handoff} if len(warm_grid) > 1 else handoff
+            if arm.warmup:
+                named = {**warm, **handoff}
+            self._add_training(config, _label(label, named), arm, source, warm, setting)
+
+    def _distinct_samples(
+        self, source: ArmConfig, grid: list[dict[str, Any]], seed: int
+    ) -> list[dict[str, Any]]:
+        """Variants of a warm-up that differ in samples: each has its own arm that trains longer."""
+        found: dict[int, dict[str, Any]] = {}
+        for warm in grid:
+            config = self._warmup_config(source, warm, seed)
+            found.setdefault(self._plan_warmup(config).samples, warm)
+        return list(found.values())
+
+    def _add_training(
+        self, config: TrainRun, name: str, arm: ArmConfig, source: ArmConfig,
+        warm: dict[str, Any], setting: dict[str, Any],
+    ) -> None:  # fmt: skip
+        n_images, steps = self._size(config, name)
+        changes: dict[str, Any] = {"arm": name}
+        changes |= {"handoff.scope": arm.scope} if arm.scope != "all" else {}
+        changes |= {"handoff.blocks": arm.blocks} if arm.blocks is not None else {}
+        changes |= {"handoff.trunk": arm.trunk} if arm.trunk else {}
+        if self.config.match == "steps" or arm.extra_samples_of:
+            changes["train.steps"] = steps
+        config = with_overrides(config, changes)
+        trunk = extra = None
+        if arm.warmup:
+            trunk = self._add_warmup(name, arm, warm, config.seed)
+        elif arm.init:
+            trunk = self._add_init(name, arm, warm, config)
+        if arm.extra_samples_of:
+            extra = self._add_warmup(None, source, warm, config.seed)
+            steps += extra_steps(extra.samples, config.train.batch_size)
+        needs = [row.key for row in (trunk, extra) if row]
+        self.trainings.append(
+            Row(
+                key=make_key("train", name, setting, config_hash(config), needs),
+                kind="train", config=config, needs=tuple(needs), seed=config.seed, arms=(name,),
+                arm_kind=_arm_kind(arm), trunk_of=trunk.key if trunk else None,
+                extra_of=extra.key if extra else None, extra_samples_of=arm.extra_samples_of,
+                setting=setting, n_images=n_images,
+                fraction=None if config.data.image_list else config.data.fraction,
+                steps=steps, samples=steps * config.train.batch_size,
+            )
+        )  # fmt: skip
+
+    def _size(self, config: TrainRun, label: str) -> tuple[int, int]:
+        """Images of the fraction, and optimiser steps before any are added."""
+        n_images, train = self._count(config), config.train
+        if train.steps is not None:
+            if self.config.match == "epochs":
+                raise ConfigError(
+                    f"arms.{label}.train sets train.steps to {train.steps}, but match is "
+                    "'epochs'. Set train.epochs there instead."
+                )
+            return n_images, train.steps
+        counted = n_images
+        if self.config.match == "steps":
+            counted = self._count(
+                with_overrides(config, {"data.fraction": 1.0, "data.image_list": None})
+            )
+        steps = to_steps(train.epochs, n_images=counted, batch_size=train.batch_size)
+        return n_images, steps
+
+    def _count(self, config: TrainRun) -> int:
+        # A fraction has the same size for every seed; counting once is enough.
+        data = config.data
+        key = json.dumps([data.train, data.fraction, data.image_list, data.label_key])
+        if key not in self.images:
+            self.images[key] = self.stages.count_images(config)
+        return self.images[key]
+
+    def _warmup_config(self, arm: ArmConfig, warm: dict[str, Any], seed: int) -> WarmupRun:
+        assert arm.warmup is not None
+        config = load_config(WarmupRun, self._find(arm.warmup))
+        changes = {**warm, **arm.set, "run": to_plain(self.config.run)}
+        if self.config.warmup_seeds == "paired":
+            changes["seed"] = seed
+        return with_overrides(config, changes)
+
+    def _plan_warmup(self, config: WarmupRun) -> WarmupFacts:
+        digest = f"{config.name} {config_hash(config)}"
+        if digest not in self.facts:
+            self.facts[digest] = self.stages.plan_warmup(config)
+        return self.facts[digest]
+
+    def _add_warmup(self, name: str | None, arm: ArmConfig, warm: dict[str, Any], seed: int) -> Row:
+        config = self._warmup_config(arm, warm, seed)
+        facts = self._plan_warmup(config)
+        # The folder, not the config: two spellings of one rule are one warm-up.
+        key = make_key("warmup", str(facts.folder))
+        old = self.warmups.get(key)
+        arms = dict.fromkeys([*(old.arms if old else ()), *([name] if name else [])])
+        row = Row(
+            key=key, kind="warmup", config=old.config if old else config, seed=config.seed,
+            arms=tuple(arms), steps=facts.steps, samples=facts.samples, folder=str(facts.folder),
+        )  # fmt: skip
+        self.warmups[key] = row
+        return row
+
+    def _add_init(self, name: str, arm: ArmConfig, warm: dict[str, Any], train: TrainRun) -> Row:
+        assert arm.init is not None
+        params, needs = dict(arm.init_params), []
+        for param, value in arm.init_params.items():
+            if isinstance(value, str) and value.startswith(ARM_PREFIX):
+                other = self._arm(value.removeprefix(ARM_PREFIX), f"init_params.{param}")
+                row = self._add_warmup(None, other, warm if other.warmup else {}, train.seed)
+                needs.append(row.key)
+                params[param] = str(Path(str(row.folder)) / "trunk.safetensors")
+        model_kwargs = dict(train.train.model_kwargs)
+        facts = [arm.init, arm.init_params, needs, train.train.model, model_kwargs, train.seed]
+        key = make_key("init", *facts)
+        path = self.home / "inits" / f"{arm.init}-seed{train.seed}-{key[-8:]}.safetensors"
+        config = InitConfig(
+            name=arm.init, path=str(path), model=train.train.model, model_kwargs=model_kwargs,
+            seed=train.seed, params=params,
+        )  # fmt: skip
+        if key not in self.inits:
+            self.stages.check_init(config)
+        old = self.inits.get(key)
+        arms = dict.fromkeys([*(old.arms if old else ()), name])
+        self.inits[key] = Row(
+            key=key, kind="init", config=config, needs=tuple(needs), seed=train.seed,
+            arms=tuple(arms), samples=0, folder=str(path),
+        )  # fmt: skip
+        return self.inits[key]
+
+    def _arm(self, label: str, where: str) -> ArmConfig:
+        arm = self.config.arms.get(label)
+        if arm is None or not arm.warmup:
+            warmed = [name for name, one in self.config.arms.items() if one.warmup]
+            raise ConfigError(
+                f"{where} names the arm {label!r}, which has no warm-up recipe. "
+                f"Arms with one: {', '.join(warmed) or 'none'}."
+            )
+        return arm
+
+    def _find(self, name: str) -> Path:
+        beside = self.beside / name
+        return beside if beside.is_file() else find_recipe(name, beside=self.beside)
+
+
+def _arm_kind(arm: ArmConfig) -> ArmKind:
+    if arm.extra_samples_of:
+        return "longer"
+    if arm.warmup or arm.trunk:
+        return "warm"
+    return "init" if arm.init else "cold"
+
+
+def _grid(axes: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _label(label: str, fields: dict[str, Any]) -> str:
+    """`dyck, n_kinds=16`: an arm and what `over` changed about it."""
+    words = [f"{name.split('.')[-1]}={_word(value)}" for name, value in fields.items()]
+    return ", ".join([label, *words])
+
+
+def _word(value: Any) -> str:
+    return str(value) if not isinstance(value, dict | list) else json.dumps(value)

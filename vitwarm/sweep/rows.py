@@ -1,0 +1,161 @@
+"""The rows of a sweep, and the two files that hold them: plan.json to run from, manifest.json to
+label a report with. What became of a row stands in a small file of its own, `rows/<key>.json`,
+written by whoever ran it, so that jobs on many machines never write one file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vitwarm.config import TrainRun, WarmupRun, to_plain, with_overrides
+from vitwarm.errors import ConfigError
+from vitwarm.files import write_text
+from vitwarm.sweep.stages import Config, InitConfig
+
+Kind = Literal["warmup", "init", "train"]
+ArmKind = Literal["cold", "init", "warm", "longer"]
+
+#: `unfinished`: stopped after saving; `refused`: its warm-up learned nothing.
+State = Literal["running", "finished", "unfinished", "failed", "refused"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run of a sweep."""
+
+    key: str
+    kind: Kind
+    config: Config
+    """Without what `needs` will give: the trunk's path, and samples that a warm-up really saw."""
+    needs: tuple[str, ...] = ()
+    """Keys of the rows whose trunk file this row starts from, or whose samples it adds."""
+    seed: int
+    arms: tuple[str, ...]
+    """The arms that use it; a training has one."""
+    arm_kind: ArmKind | None = None
+    trunk_of: str | None = None
+    """Key of the row whose trunk the training starts from."""
+    extra_of: str | None = None
+    """Key of the warm-up whose samples are added to the image budget (train longer)."""
+    extra_samples_of: str | None = None
+    """Label of the arm with that warm-up."""
+    setting: dict[str, Any] = field(default_factory=dict)
+    fraction: float | None = None
+    n_images: int | None = None
+    steps: int | None = None
+    """Planned; a warm-up that stops early changes its trainings' extra samples."""
+    samples: int
+    """Planned: sequences, or images seen."""
+    folder: str | None = None
+    """Of a warm-up or initialiser; a training's is known once its trunk exists."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All rows of a sweep, in the order in which they are started."""
+
+    name: str
+    match: Literal["steps", "epochs"]
+    warmup_seeds: Literal["shared", "paired"]
+    home: Path
+    """`<run.root>/sweeps/<name>`: manifest, row states, logs, initialisers' trunk files."""
+    rows: list[Row]
+
+    def row(self, key: str) -> Row:
+        """Returns the row of a key. Raises: ConfigError: the plan has no such row."""
+        for row in self.rows:
+            if row.key == key:
+                return row
+        raise ConfigError(
+            f"--row is {key!r}; {self.home / 'plan.json'} has no such row. Write the plan anew."
+        )
+
+
+def make_key(kind: Kind, *facts: Any) -> str:
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def save_plan(plan: Plan) -> Path:
+    """Writes plan.json (all configs) and manifest.json (what a report needs) into the sweep's home.
+
+    Returns: the path of plan.json.
+    """
+    rows = [{**_plain_row(row), "config": to_plain(row.config)} for row in plan.rows]
+    head = {
+        "format": 1, "name": plan.name, "match": plan.match, "warmup_seeds": plan.warmup_seeds,
+    }  # fmt: skip
+    path = plan.home / "plan.json"
+    write_text(path, json.dumps({**head, "home": str(plan.home), "rows": rows}, indent=1) + "\n")
+    settings = _unique(row.setting for row in plan.rows if row.kind == "train")
+    shown = []
+    for row in plan.rows:
+        folder = os.path.relpath(row.folder, plan.home) if row.folder else None
+        facts = {"arm": row.arms[0] if row.arms else None, "settings": settings, "folder": folder}
+        shown.append({**_plain_row(row), **facts})
+    write_text(plan.home / "manifest.json", json.dumps({**head, "rows": shown}, indent=1) + "\n")
+    return path
+
+
+def load_plan(path: Path) -> Plan:
+    """Reads a plan that `save_plan` wrote. Raises: ConfigError: no such file, or another layout."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        rows = [
+            Row(**{**row, "needs": tuple(row["needs"]), "arms": tuple(row["arms"]),
+                   "config": _load_row_config(row["kind"], row["config"])})
+            for row in plain["rows"]
+        ]  # fmt: skip
+        home = Path(plain["home"])
+        return Plan(plain["name"], plain["match"], plain["warmup_seeds"], home, rows)
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--plan is {str(path)!r}, which is no plan of this version ({error}). "
+            "Start the sweep from its recipe; it writes a new one."
+        ) from error
+
+
+def write_state(
+    plan: Plan, key: str, state: State, *, reason: str = "", folder: Path | None
+) -> None:
+    """Writes what became of a row; the folder is kept relative, so that runs can be moved."""
+    plain = {
+        "state": state,
+        "reason": reason,
+        "folder": os.path.relpath(folder, plan.home) if folder else None,
+    }
+    write_text(plan.home / "rows" / f"{key}.json", json.dumps(plain) + "\n")
+
+
+def describe_row(row: Row) -> str:
+    """Returns a row in a few words: `dyck · 389 images · seed 1`."""
+    if row.kind != "train":
+        what = "warm-up" if row.kind == "warmup" else "init"
+        return f"{what} {' and '.join(row.arms) or 'for its samples'} · seed {row.seed}"
+    setting = "".join(f" · {name.split('.')[-1]}={v}" for name, v in row.setting.items())
+    return f"{row.arms[0]}{setting} · {row.n_images or 0:,} images · seed {row.seed}"
+
+
+def _plain_row(row: Row) -> dict[str, Any]:
+    fields = {item.name: getattr(row, item.name) for item in dataclasses.fields(row)}
+    del fields["config"]
+    return fields
+
+
+def _load_row_config(kind: Kind, plain: dict[str, Any]) -> Config:
+    if kind == "init":
+        return InitConfig(**plain)
+    if kind == "warmup":
+        return with_overrides(WarmupRun(), plain)
+    return with_overrides(TrainRun(), plain)
+
+
+def _unique(values: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({json.dumps(value, sort_keys=True): value for value in values}.values())

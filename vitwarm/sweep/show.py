@@ -1,0 +1,90 @@
+"""A sweep's plan in words, before it runs: `--dry-run`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+from vitwarm.config import SweepConfig, TrainRun
+from vitwarm.errors import VitwarmError
+from vitwarm.records import read_records
+from vitwarm.sweep.board import Board
+from vitwarm.sweep.rows import Plan, Row, describe_row
+from vitwarm.sweep.stages import Stages
+from vitwarm.units import format_seconds
+
+
+def describe_plan(plan: Plan, config: SweepConfig, stages: Stages) -> str:
+    """Returns the plan as lines: one per warm-up, one per arm and number of images, totals."""
+    board = Board(plan, stages, writes=False)
+    settled, left = board.settle(plan.rows)
+    waiting = {row.key for row in left}
+    warmups = [row for row in plan.rows if row.kind == "warmup"]
+    trainings = [row for row in plan.rows if row.kind == "train"]
+    lines = [
+        f"sweep     {plan.name} in {plan.home}",
+        f"match     {plan.match}; warm-up seeds {plan.warmup_seeds}; "
+        f"seeds {', '.join(map(str, config.seeds))}",
+        f"rows      {len(warmups)} warm-ups, {len(trainings)} image trainings; "
+        f"{len(plan.rows) - len(left)} have their result",
+    ]
+    for row in warmups:
+        state = "" if row.key in waiting else "  (done)"
+        lines.append(
+            f"  {describe_row(row)}: {row.steps or 0:,} steps, {row.samples:,} sequences{state}"
+        )
+    lines += _training_lines(trainings, waiting)
+    lines += [f"  ! {describe_row(d.row)}: {d.reason}" for d in settled if d.state == "refused"]
+    lines.append(f"total     {_totals(plan.rows)}")
+    lines.append(f"estimate  {_estimate(plan, [row for row in plan.rows if row.key in waiting])}")
+    return "\n".join(lines)
+
+
+def _training_lines(trainings: list[Row], waiting: set[str]) -> list[str]:
+    cells: dict[tuple[str, str, int], list[Row]] = {}
+    for row in trainings:
+        cells.setdefault((row.arms[0], str(row.setting), row.n_images or 0), []).append(row)
+    width = max((len(arm) for arm, _, _ in cells), default=0)
+    lines = []
+    for (arm, _, n_images), rows in cells.items():
+        setting = "".join(f" {name}={value}" for name, value in rows[0].setting.items())
+        n_done = sum(row.key not in waiting for row in rows)
+        done = f", {n_done} done" if n_done else ""
+        steps = rows[0].steps or 0
+        lines.append(
+            f"  {arm:<{width}} {n_images:>9,} images: {steps:,} steps, {rows[0].samples:,} images "
+            f"seen, x {len(rows)} seeds{done}{setting}"
+        )
+    return lines
+
+
+def _totals(rows: Iterable[Row]) -> str:
+    listed = list(rows)
+    images = sum(row.samples for row in listed if row.kind == "train")
+    sequences = sum(row.samples for row in listed if row.kind == "warmup")
+    return f"{sequences:,} sequences of warm-up, {images:,} images seen"
+
+
+def _estimate(plan: Plan, left: list[Row]) -> str:
+    """From the speed of earlier trainings of the same model under the same root, if there are."""
+    if not left:
+        return "nothing is left to run"
+    root = plan.home.parent.parent
+    models = {row.config.train.model for row in left if isinstance(row.config, TrainRun)}
+    speeds = []
+    try:
+        records = read_records(root) if Path(root).exists() else []
+    except VitwarmError:
+        records = []
+    for record in records:
+        if record.model in models and record.images_per_second:
+            speeds.append(record.images_per_second)
+    if not speeds:
+        return "none yet: no run of this model has a record here; the sweep says it as it goes"
+    speed = statistics.median(speeds)
+    seconds = sum(row.samples for row in left) / speed
+    return (
+        f"{format_seconds(seconds)} of one slot's time for the {len(left)} rows that are left "
+        f"({speed:,.0f} samples/s, the median of {len(speeds)} earlier runs, warm-ups alike)"
+    )

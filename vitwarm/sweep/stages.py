@@ -1,0 +1,136 @@
+"""What a sweep asks of the other stages, in one place; torch is loaded when one is first asked.
+
+Everything here is a plain function of plain values, so that a worker process can be told which to
+call, and a test can put quick ones in their place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitwarm.config import TrainRun, WarmupRun
+
+if TYPE_CHECKING:
+    from vitwarm.shards import ShardIndex
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupFacts:
+    """What a warm-up will be, before it has run."""
+
+    folder: Path
+    samples: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """A trunk file that an initialiser writes."""
+
+    name: str
+    path: str
+    model: str
+    model_kwargs: dict[str, Any]
+    seed: int
+    params: dict[str, Any]
+
+
+Config = WarmupRun | TrainRun | InitConfig
+
+
+def plan_warmup(config: WarmupRun) -> WarmupFacts:
+    """Returns a warm-up's folder, samples and steps. Raises: as `vitwarm.warmup.plan_warmup`."""
+    from vitwarm import warmup
+
+    plan = warmup.plan_warmup(config)
+    return WarmupFacts(folder=plan.folder, samples=plan.budget.samples, steps=plan.budget.steps)
+
+
+def count_images(config: TrainRun) -> int:
+    """Returns the number of images that a training's fraction or list holds.
+
+    Raises: ShardError: shards that are missing or damaged, a fraction that leaves a class empty.
+    """
+    from vitwarm.shards import choose_fraction, choose_list
+
+    data = config.data
+    index = _open_index(data.train, data.index_cache, data.label_key, data.allow_pipe)
+    if data.image_list:
+        return len(choose_list(index, Path(data.image_list)).rows)
+    if data.fraction == 1:
+        return int(index.n_images)
+    seed = config.seed if data.subset_seed is None else data.subset_seed
+    return len(choose_fraction(index, data.fraction, seed=seed).rows)
+
+
+def find_training(config: TrainRun) -> Path:
+    """Returns the run folder that a training has or will have; its trunk must exist."""
+    from vitwarm.training import training_folder
+
+    return training_folder(config)
+
+
+def check_init(config: InitConfig) -> None:
+    """Raises ConfigError if there is no such initialiser or it lacks a parameter."""
+    import inspect
+
+    from vitwarm.errors import ConfigError, nearest
+    from vitwarm.inits import INITS
+
+    if config.name not in INITS:
+        raise ConfigError(
+            f"init is {config.name!r}; there are {', '.join(INITS)}.{nearest(config.name, INITS)} "
+            "Choose one of them."
+        )
+    try:
+        inspect.signature(INITS[config.name]).bind(
+            model=config.model, model_kwargs={}, seed=config.seed, **config.params
+        )
+    except TypeError as error:
+        raise ConfigError(
+            f"init_params of {config.name!r} are {sorted(config.params)}; {error}. "
+            "Mend them in the sweep's recipe."
+        ) from error
+
+
+def run_row(config: Config) -> None:
+    """Runs one row to its end, in this process."""
+    if isinstance(config, WarmupRun):
+        from vitwarm.warmup import run_warmup
+
+        run_warmup(config)
+    elif isinstance(config, TrainRun):
+        from vitwarm.training import run_training
+
+        run_training(config)
+    else:
+        from vitwarm.inits import write_init
+
+        facts = dataclasses.asdict(config)
+        name, path, params = facts.pop("name"), facts.pop("path"), facts.pop("params")
+        write_init(name, path, **facts, **params)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The functions that a sweep calls; every one must be importable by a worker process."""
+
+    plan_warmup: Callable[[WarmupRun], WarmupFacts] = plan_warmup
+    count_images: Callable[[TrainRun], int] = count_images
+    find_training: Callable[[TrainRun], Path] = find_training
+    check_init: Callable[[InitConfig], None] = check_init
+    run_row: Callable[[Config], None] = run_row
+
+
+@cache
+def _open_index(
+    train: str, index_cache: str | None, label_key: str | None, allow_pipe: bool
+) -> ShardIndex:
+    from vitwarm.shards import ShardIndex
+
+    return ShardIndex.open(train, cache=index_cache, label_key=label_key, allow_pipe=allow_pipe)
