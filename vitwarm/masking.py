@@ -7,13 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitwarm.errors import RuleError
 from vitwarm.rules import Rule
-from vitwarm.rules.draws import GAMMA, LOW, compiled, mixed, stream
-from vitwarm.seeding import hash_bits
-
-#: The target where nothing is hidden; torch's cross entropy leaves it out.
-IGNORE = -100
+from vitwarm.rules.hide import IGNORE, hide
 
 
 class Masked(NamedTuple):
@@ -47,38 +42,12 @@ def make_batch(
         hide_share: share of the maskable tokens, in (0, 1]; None: what the rule says.
     Raises: RuleError: a length or share that is impossible.
     """
-    if hide_share is not None and not 0 < hide_share <= 1:
-        raise RuleError(f"hide_share is {hide_share}; it must be above 0 and at most 1.")
     n_words = rule.fit_length(n_tokens)
     ids_BW = rule.sample(seed, start, n_sequences, n_words)
-    rows_B = np.arange(start, start + n_sequences, dtype=np.uint64)
-    maskable_BW, share_B = rule.hidden_rows(ids_BW, seed, rows_B)
-    if hide_share is not None:
-        share_B = np.full(n_sequences, hide_share)
     input_BT = np.full((n_sequences, n_tokens), rule.pad_id or 0, dtype=np.int16)
     target_BT = np.full((n_sequences, n_tokens), IGNORE, dtype=np.int16)
-    key = np.uint64(hash_bits(seed, "hidden"))
-    thresholds_B = np.floor(share_B * 2.0**32).astype(np.uint64)
-    _hide(input_BT, target_BT, ids_BW, maskable_BW, key, rows_B, thresholds_B, rule.n_ids)
+    hide(rule, ids_BW, input_BT, target_BT, seed=seed, start=start, hide_share=hide_share)
     return Masked(input_BT, target_BT)
 
 
-@compiled
-def _hide(
-    inputs: NDArray[np.int16],
-    targets: NDArray[np.int16],
-    ids: NDArray[np.int16],
-    maskable: NDArray[np.bool_],
-    key: np.uint64,
-    rows: NDArray[np.uint64],
-    thresholds: NDArray[np.uint64],
-    mask_id: int,
-) -> None:
-    n_rows, n_words = ids.shape
-    for b in range(n_rows):
-        state = stream(key, rows[b])
-        for t in range(n_words):
-            state += GAMMA
-            hides = maskable[b, t] & ((mixed(state) & LOW) < thresholds[b])
-            inputs[b, t] = mask_id if hides else ids[b, t]
-            targets[b, t] = ids[b, t] if hides else IGNORE
+__all__ = ["IGNORE", "Masked", "make_batch"]

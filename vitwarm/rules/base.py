@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,17 @@ Bools = NDArray[np.bool_]
 MOST_IDS = 2**15 - 1
 
 
+class Ceiling(NamedTuple):
+    """The best accuracy on hidden tokens that any predictor can reach, as a share."""
+
+    low: float
+    """Some predictor reaches it."""
+    high: float
+    """None reaches more; equal to `low` where the ceiling is known."""
+    method: str
+    """How it was found."""
+
+
 class Rule(ABC):
     """A generator of token sequences. Subclasses are frozen dataclasses of their parameters.
 
@@ -32,8 +43,6 @@ class Rule(ABC):
     """Its name in `RULES`."""
     aliases: ClassVar[tuple[str, ...]] = ()
     """Other names that `make_rule` takes."""
-    determined: ClassVar[bool] = False
-    """Whether what is visible leaves one possibility for every hidden token (`solve`)."""
 
     @property
     @abstractmethod
@@ -54,6 +63,11 @@ class Rule(ABC):
     def hide_share(self) -> float:
         """Share of the maskable tokens that is hidden."""
         return 0.5
+
+    @property
+    def determined(self) -> bool:
+        """Whether what is visible leaves one possibility for every hidden token (`solve`)."""
+        return False
 
     @property
     def evaluation_start(self) -> int:
@@ -102,7 +116,25 @@ class Rule(ABC):
             "ones, so there is nothing to solve. `ceiling_of` tells what can be reached."
         )
 
-    def hidden_rows(self, ids_BT: Ids, seed: int, rows_B: Rows) -> tuple[Bools, NDArray[Any]]:
+    def ceiling(self, ids_BT: Ids, visible_BT: Ids) -> Ceiling:
+        """Returns the best accuracy that can be reached on the hidden tokens of these sequences.
+
+        Args:
+            ids_BT: the sequences, as `sample` makes them.
+            visible_BT: the same with the mask id (`n_ids`) where tokens are hidden.
+        """
+        if self.determined:
+            return Ceiling(1.0, 1.0, "exact: what is visible determines every hidden token")
+        hidden = visible_BT == self.n_ids
+        solved = (self.solve(visible_BT) != self.n_ids) & hidden
+        share = float(solved.sum() / max(hidden.sum(), 1))
+        return Ceiling(share, 1.0, "bounds: the hidden tokens that `solve` can fill in, and all")
+
+    def maskable_in_any_order(self, ids_BT: ArrayLike) -> Bools:
+        """Says which tokens of a sequence whose order was destroyed may be hidden: bool [B, T]."""
+        return self.maskable(ids_BT)
+
+    def may_hide(self, ids_BT: Ids, seed: int, rows_B: Rows) -> tuple[Bools, NDArray[Any]]:
         """Returns what may be hidden, bool [B, T], and which share of it, float64 [B]."""
         return self.maskable(ids_BT), np.full(len(ids_BT), self.hide_share)
 

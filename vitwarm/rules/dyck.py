@@ -92,7 +92,11 @@ class Dyck(BracketRule):
 
     name: ClassVar[str] = "dyck"
     aliases: ClassVar[tuple[str, ...]] = ("k-dyck", "kdyck")
-    determined: ClassVar[bool] = True
+
+    @property
+    def determined(self) -> bool:
+        """True: the structure stays visible, and it gives every close its kind."""
+        return True
 
     def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
         """Writes the sequences of these rows."""
@@ -132,7 +136,8 @@ class Dyck(BracketRule):
                 elif token != self.pad_id:
                     if not opened:
                         raise RuleError(f"token {t} closes nothing; these are no Dyck words.")
-                    row[t] = opened.pop() + self.n_kinds
+                    kind = opened.pop()
+                    row[t] = kind + self.n_kinds if token == self.n_ids else token
         return solved
 
 

@@ -9,14 +9,34 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vitwarm.errors import RuleError, nearest
+from vitwarm.rules.algorithms import Delete, Identity, Reverse, Set, Sort, Stack, Union
+from vitwarm.rules.automata import CellularAutomaton
 from vitwarm.rules.base import Rule
+from vitwarm.rules.blends import Blend, Curriculum, Mixture
+from vitwarm.rules.copies import Copy
 from vitwarm.rules.dyck import Dyck
+from vitwarm.rules.noise import RandomTokens
+from vitwarm.rules.presets import PRESETS
+from vitwarm.rules.shuffle_dyck import ShuffleDyck
 from vitwarm.rules.shuffled import Shuffled
 
 #: Every rule by its name. A new rule is one file, and one line here.
 RULES: dict[str, type[Rule]] = {
     "dyck": Dyck,
+    "shuffle-dyck": ShuffleDyck,
+    "copy": Copy,
+    "identity": Identity,
+    "reverse": Reverse,
+    "sort": Sort,
+    "set": Set,
+    "union": Union,
+    "delete": Delete,
+    "stack": Stack,
+    "eca": CellularAutomaton,
+    "random": RandomTokens,
     "shuffled": Shuffled,
+    "mixture": Mixture,
+    "curriculum": Curriculum,
 }
 
 
@@ -36,6 +56,14 @@ def make_rule(name: str, **params: Any) -> Rule:
         raise RuleError(f"rule {name} contains itself; a wrapper takes other rules.") from None
 
 
+def find_preset(rule: Rule) -> str | None:
+    """Returns the name of the preset with exactly these parameters, or None."""
+    for name, preset in PRESETS.items():
+        if preset.rule == rule.name and make_rule(name) == rule:
+            return name
+    return None
+
+
 def rule_config(rule: Rule) -> dict[str, Any]:
     """Returns `{"name": ..., "params": {...}}` with every parameter: JSON-able and canonical.
 
@@ -47,11 +75,14 @@ def rule_config(rule: Rule) -> dict[str, Any]:
 
 def _make(name: str, params: Mapping[str, Any]) -> Rule:
     outer, _, inner = str(name).strip().partition(":")
-    kind = _find(outer)
+    kind, preset = _find(outer)
     if inner:
         if kind is not Shuffled:
             raise RuleError(f"rule.name is {name!r}; only shuffled:RULE is written with a colon.")
-        return Shuffled(of=_make(inner, params))
+        return _shuffled(_make(inner, params))
+    params = {**preset, **params}
+    if kind is Shuffled and set(params) == {"of"}:
+        return _shuffled(_to_rule(params["of"]))
     hints = get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for given in params:
@@ -66,16 +97,26 @@ def _make(name: str, params: Mapping[str, Any]) -> Rule:
     return kind(**{key: _to_type(kind, key, hints[key], params[key]) for key in params})
 
 
-def _find(name: str) -> type[Rule]:
+def _find(name: str) -> tuple[type[Rule], Mapping[str, Any]]:
+    """Returns the class behind a name, alias or preset, and the preset's parameters."""
     word = name.strip().lower().replace("_", "-")
     known = dict(RULES)
     known.update({alias: kind for kind in RULES.values() for alias in kind.aliases})
+    if word in PRESETS:
+        return RULES[PRESETS[word].rule], PRESETS[word].params
     if word not in known:
         raise RuleError(
-            f"rule.name is {name!r}, which is no rule.{nearest(word, known)} "
+            f"rule.name is {name!r}, which is no rule.{nearest(word, [*known, *PRESETS])} "
             f"Rules: {', '.join(RULES)}."
         )
-    return known[word]
+    return known[word], {}
+
+
+def _shuffled(rule: Rule) -> Rule:
+    """Returns the control of a rule; for several rules in one stream, the control of each."""
+    if not isinstance(rule, Blend):
+        return Shuffled(of=rule)
+    return dataclasses.replace(rule, of=tuple(_shuffled(member) for member in rule.of))
 
 
 def _to_rule(value: Any) -> Rule:

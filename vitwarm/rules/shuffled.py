@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vitwarm.rules.base import Bools, Ids, Rows, Rule, to_rows
+from vitwarm.rules.base import Bools, Ceiling, Ids, Rows, Rule
 from vitwarm.rules.draws import GAMMA, below, compiled, mixed, stream
+from vitwarm.rules.dyck import BracketRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +71,26 @@ class Shuffled(Rule):
         return self.of.accepts_any_order(ids_BT)
 
     def maskable(self, ids_BT: ArrayLike) -> Bools:
-        """The same tokens or places as in the rule inside. Returns: bool [B, T]."""
-        return self.of.maskable(to_rows(ids_BT))
+        """The same tokens, or as many places, as in the rule inside. Returns: bool [B, T]."""
+        return self.of.maskable_in_any_order(ids_BT)
+
+    def ceiling(self, ids_BT: Ids, visible_BT: Ids) -> Ceiling:
+        """Returns what an oracle reaches that knows which ids are hidden, and not where.
+
+        For balanced brackets the visible tokens tell which ids are hidden, so that it is exact.
+        """
+        n_hidden = n_right = 0
+        for ids, visible in zip(ids_BT, visible_BT, strict=True):
+            counts = np.bincount(ids[visible == self.n_ids], minlength=1)
+            n_hidden += int(counts.sum())
+            n_right += int(counts.max())
+        share = n_right / max(n_hidden, 1)
+        exact = isinstance(self.of, BracketRule) and self.of.ending == "balanced"
+        return Ceiling(
+            share if exact else 0.0,
+            share,
+            f"{'exact' if exact else 'bound'}: the most frequent hidden id of each sequence",
+        )
 
 
 @compiled

@@ -1,0 +1,248 @@
+"""Elementary cellular automata: rows of cells, each row made from the one above it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vitwarm.rules.automata_kernels import consistent_votes, fill_planes, propagate
+from vitwarm.rules.base import Bools, Ceiling, Ids, Rows, Rule, to_rows
+from vitwarm.rules.draws import to_threshold
+
+#: Cells behind one token of `block`, so that the vocabulary is 2**7 = 128.
+BLOCK = 7
+
+#: Widest plane whose first rows are all tried for the exact ceiling: 2**16 of them.
+WIDEST_EXACT = 16
+
+#: Neither 0 nor 1.
+UNKNOWN = 2
+
+Cells = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellularAutomaton(Rule):
+    """An elementary cellular automaton: bit 4 * left + 2 * self + right of `rule` is the next cell.
+
+    A sequence is a window of the automaton's history, row by row, the rows being time. Ids: cell
+    values, or numbers of 7 neighbouring cells (the leftmost first), then the pad.
+    """
+
+    name: ClassVar[str] = "eca"
+    aliases: ClassVar[tuple[str, ...]] = ("ca", "cellular-automaton", "elementary-ca")
+
+    rule: int = 110
+    """Wolfram's number, 0 to 255."""
+    grid: tuple[int, int] | None = None
+    """(rows, columns) of the window; none: as square as the number of tokens allows."""
+    boundary: Literal["ring", "zero"] = "ring"
+    """What lies beyond the simulated cells: the other end, or zeros."""
+    burn_in: int = 0
+    """Steps before the window's first row."""
+    width: int | None = None
+    """Cells that are simulated, the window lying anywhere among them; none: the window's own."""
+    density: float | None = None
+    """Share of ones in the first state; none: drawn for every sequence, uniformly over (0, 1)."""
+    tokens: Literal["binary", "block"] = "binary"
+    """One cell a token, or a block of 7."""
+    hidden: Literal["random", "last_rows"] = "random"
+    """Half of all tokens, or the whole of the last rows."""
+    hidden_rows: int = 1
+    """Number of rows that `last_rows` hides."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rule <= 255:
+            raise self.refuse("rule", self.rule, "takes a number from 0 to 255")
+        if self.grid is not None and min(self.grid) < 2:
+            raise self.refuse("grid", list(self.grid), "needs at least 2 rows and 2 columns")
+        if self.boundary not in ("ring", "zero"):
+            raise self.refuse("boundary", self.boundary, "takes ring or zero")
+        if self.burn_in < 0:
+            raise self.refuse("burn_in", self.burn_in, "takes a number of steps from 0 on")
+        if self.density is not None and not 0 < self.density < 1:
+            raise self.refuse("density", self.density, "takes a share between 0 and 1, or none")
+        if self.tokens not in ("binary", "block"):
+            raise self.refuse("tokens", self.tokens, "takes binary or block")
+        if self.hidden not in ("random", "last_rows"):
+            raise self.refuse("hidden", self.hidden, "takes random or last_rows")
+        if self.hidden_rows < 1:
+            raise self.refuse("hidden_rows", self.hidden_rows, "hides at least 1 row")
+        if self.grid is not None:
+            self.plane(math.prod(self.grid))
+
+    @property
+    def cells_per_token(self) -> int:
+        """1, or 7 for blocks."""
+        return BLOCK if self.tokens == "block" else 1
+
+    @property
+    def n_ids(self) -> int:
+        """Cell values or blocks, and the pad."""
+        return int(2**self.cells_per_token) + 1
+
+    @property
+    def pad_id(self) -> int:
+        """The last id."""
+        return int(2**self.cells_per_token)
+
+    @property
+    def hide_share(self) -> float:
+        """1 for the last rows, else 0.5."""
+        return 1.0 if self.hidden == "last_rows" else 0.5
+
+    @property
+    def is_cropped(self) -> bool:
+        """Whether cells beyond the window's sides act on it."""
+        return self.width is not None
+
+    @property
+    def determined(self) -> bool:
+        """True where the last rows are hidden and every cell above them is in the window."""
+        return self.hidden == "last_rows" and not self.is_cropped
+
+    def plane(self, n_tokens: int) -> tuple[int, int, int]:
+        """Returns rows, columns (of tokens) and simulated cells for a length that fits.
+
+        Raises: RuleError: not enough rows or cells for the parameters.
+        """
+        rows, columns = self.grid or (math.isqrt(n_tokens), n_tokens // math.isqrt(n_tokens))
+        needed = columns * self.cells_per_token
+        if self.width is not None and self.width < needed:
+            raise self.refuse("width", self.width, f"needs at least the window's {needed} cells")
+        if self.hidden == "last_rows" and self.hidden_rows >= rows:
+            raise self.refuse(
+                "hidden_rows", self.hidden_rows, f"hides at most {rows - 1} of {rows}"
+            )
+        return rows, columns, self.width or needed
+
+    def fit_length(self, n_tokens: int) -> int:
+        """Returns rows times columns of the window.
+
+        Raises: RuleError: the window has more tokens.
+        """
+        self.check_tokens(n_tokens, at_least=math.prod(self.grid or (2, 2)))
+        rows, columns, _ = self.plane(n_tokens)
+        return rows * columns
+
+    def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
+        """Writes the sequences of these rows."""
+        _, columns, width = self.plane(out_BT.shape[1])
+        fill_planes(
+            out_BT,
+            self.key(seed),
+            rows_B,
+            self.rule,
+            columns,
+            self.cells_per_token,
+            width,
+            self.boundary == "ring",
+            self.burn_in,
+            to_threshold(self.density or 0.0),
+            self.density is None,
+        )
+
+    def to_cells(self, ids_BT: ArrayLike) -> Cells:
+        """Unpacks sequences into cells [B, rows, cells]; tokens beyond the ids are UNKNOWN."""
+        ids = to_rows(ids_BT)
+        rows, columns, _ = self.plane(ids.shape[1])
+        shifts = np.arange(self.cells_per_token - 1, -1, -1)
+        cells = (ids[:, :, None] >> shifts) & 1
+        known = (ids >= 0) & (ids < self.pad_id)
+        cells = np.where(known[:, :, None], cells, UNKNOWN)
+        return cells.astype(np.uint8).reshape(len(ids), rows, columns * self.cells_per_token)
+
+    def to_ids(self, cells: Cells) -> Ids:
+        """Packs cells [B, rows, cells] into sequences [B, T]; the mask id where one is UNKNOWN."""
+        blocks = cells.reshape(len(cells), -1, self.cells_per_token).astype(np.int16)
+        weights = 2 ** np.arange(self.cells_per_token - 1, -1, -1, dtype=np.int16)
+        ids = (blocks * weights).sum(axis=2)
+        return np.where((blocks == UNKNOWN).any(axis=2), self.n_ids, ids).astype(np.int16)
+
+    def accepts(self, ids_BT: ArrayLike) -> Bools:
+        """Histories: every row follows from the row above by the rule.
+
+        At the sides of a cropped window one of the two possible neighbours must explain the cell.
+        Returns: bool [B].
+        """
+        ids = to_rows(ids_BT)
+        if ids.shape[1] < 4 or self.fit_length(ids.shape[1]) != ids.shape[1]:
+            return np.zeros(len(ids), dtype=np.bool_)
+        cells = self.to_cells(ids).astype(np.int64)
+        good = (cells != UNKNOWN).all(axis=(1, 2))
+        old, new = cells[:, :-1], cells[:, 1:]
+        explained = np.zeros(new.shape, dtype=np.bool_)
+        for beyond in self._beyond(old):
+            left = np.concatenate([beyond[0], old[:, :, :-1]], axis=2)
+            right = np.concatenate([old[:, :, 1:], beyond[1]], axis=2)
+            explained |= (self.rule >> (4 * left + 2 * old + right)) & 1 == new
+        return np.array(good & explained.all(axis=(1, 2)))
+
+    def _beyond(self, old: NDArray[np.int64]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Lists what may stand left and right of the window: pairs of [B, rows, 1]."""
+        zero = np.zeros_like(old[:, :, :1])
+        if self.is_cropped:
+            return [(left, right) for left in (zero, zero + 1) for right in (zero, zero + 1)]
+        if self.boundary == "ring":
+            return [(old[:, :, -1:], old[:, :, :1])]
+        return [(zero, zero)]
+
+    def maskable(self, ids_BT: ArrayLike) -> Bools:
+        """Every token, or those of the last rows. Returns: bool [B, T]."""
+        ids = to_rows(ids_BT)
+        maskable = np.ones(ids.shape, dtype=np.bool_)
+        if self.hidden == "last_rows":
+            _, columns, _ = self.plane(ids.shape[1])
+            maskable[:, : ids.shape[1] - self.hidden_rows * columns] = False
+        return maskable
+
+    def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
+        """Any cells: which orders of them are a history is not decided."""
+        ids = to_rows(ids_BT)
+        return np.array(((ids >= 0) & (ids < self.pad_id)).all(axis=1))
+
+    def solve(self, visible_BT: ArrayLike) -> Ids:
+        """Fills in the tokens that the rule forces, from neighbour to neighbour, down and up.
+
+        Complete where the last rows alone are hidden; elsewhere the mask id stays on tokens that
+        this reasoning leaves open.
+        """
+        visible = to_rows(visible_BT)
+        cells = self.to_cells(visible)
+        propagate(cells, self.rule, self.boundary == "ring", self.is_cropped)
+        return np.where(visible == self.n_ids, self.to_ids(cells), visible).astype(np.int16)
+
+    def ceiling(self, ids_BT: Ids, visible_BT: Ids) -> Ceiling:
+        """Counts all histories that agree with what is visible, where the plane is narrow enough.
+
+        Else the bounds are what `solve` fills in, and all.
+        """
+        rows, columns, width = self.plane(ids_BT.shape[1])
+        if self.determined or self.is_cropped or self.tokens == "block" or width > WIDEST_EXACT:
+            return super().ceiling(ids_BT, visible_BT)
+        hidden = visible_BT == self.n_ids
+        votes = np.zeros((*hidden.shape, 2), dtype=np.float64)
+        consistent_votes(
+            self.to_cells(visible_BT),
+            self.rule,
+            self.boundary == "ring",
+            self.burn_in,
+            self._first_state_weights(columns),
+            votes.reshape(len(votes), rows, columns, 2),
+        )
+        best = votes.max(axis=2) / np.maximum(votes.sum(axis=2), 1e-300)
+        share = float(best[hidden].sum() / max(hidden.sum(), 1))
+        return Ceiling(
+            share, share, f"exact: all {2**width:,} first states, weighted by their probability"
+        )
+
+    def _first_state_weights(self, width: int) -> NDArray[np.float64]:
+        """Returns the probability of a first state with 0..width ones."""
+        ones = np.arange(width + 1)
+        if self.density is not None:
+            return np.array(self.density**ones * (1 - self.density) ** (width - ones))
+        return np.array([1 / ((width + 1) * math.comb(width, n)) for n in ones])

@@ -1,0 +1,244 @@
+"""Several rules in one stream: `mixture` (side by side) and `curriculum` (one after the other)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vitwarm.rules.base import Bools, Ceiling, Ids, Rows, Rule, to_rows
+from vitwarm.seeding import mix_u64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend(Rule):
+    """Every sequence comes whole from one member, under that member's own rules for hiding.
+
+    A member that refuses a length fills it with its own pads.
+    """
+
+    of: tuple[Rule, ...]
+    """The members: rules, names, or mappings with `name` and `params`."""
+    ids: Literal["shared", "disjoint"] = "shared"
+    """`shared`: all members use the same ids from 0 on; `disjoint`: each has a range of its own."""
+
+    def __post_init__(self) -> None:
+        if not self.of:
+            raise self.refuse("of", [], "needs at least 1 rule")
+        for member in self.of:
+            if member.name == "curriculum" or member.name == self.name:
+                raise self.refuse("of", member.name, f"cannot hold a {member.name}; list its rules")
+        if self.ids not in ("shared", "disjoint"):
+            raise self.refuse("ids", self.ids, "takes shared or disjoint")
+        self.check_ids()
+
+    def check_shares(self, field: str, shares: tuple[float, ...] | None) -> None:
+        """Raises RuleError for shares that are not one for each member, above 0, with sum 1."""
+        if shares is None:
+            return
+        if len(shares) != len(self.of):
+            raise self.refuse(field, list(shares), f"takes one for each of {len(self.of)} rules")
+        if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+            raise self.refuse(field, list(shares), "takes numbers above 0 that sum to 1")
+
+    @property
+    def member_shares(self) -> NDArray[np.float64]:
+        """Share of the sequences that comes from each member."""
+        given = self.given_shares
+        return np.array(given if given else [1 / len(self.of)] * len(self.of))
+
+    @property
+    @abstractmethod
+    def given_shares(self) -> tuple[float, ...] | None:
+        """The shares as they were given; None: equal ones."""
+
+    @abstractmethod
+    def choose(self, seed: int, rows_B: Rows) -> NDArray[np.int64]:
+        """Returns the member that each row comes from: int64 [B]."""
+
+    @property
+    def offsets(self) -> list[int]:
+        """The first id of each member."""
+        sizes = [member.n_ids for member in self.of]
+        return [0 if self.ids == "shared" else sum(sizes[:i]) for i in range(len(sizes))]
+
+    @property
+    def n_ids(self) -> int:
+        """The largest member's ids, or those of all together."""
+        sizes = [member.n_ids for member in self.of]
+        return max(sizes) if self.ids == "shared" else sum(sizes)
+
+    @property
+    def hide_share(self) -> float:
+        """The members' mean; `make_batch` hides each member's own share."""
+        return float(self.member_shares @ [member.hide_share for member in self.of])
+
+    def fit_length(self, n_tokens: int) -> int:
+        """Returns `n_tokens`; members that refuse it add pads of their own.
+
+        Raises: RuleError: too short for one of the members.
+        """
+        for member in self.of:
+            if member.fit_length(n_tokens) < n_tokens and member.pad_id is None:
+                raise self.refuse("of", member.name, f"cannot fill {n_tokens} tokens with it")
+        return n_tokens
+
+    def parts(self, seed: int, rows_B: Rows) -> list[tuple[Rule, NDArray[np.int64], int]]:
+        """Lists the plain rules behind these rows: (rule, positions in `rows_B`, id offset)."""
+        chosen = self.choose(seed, rows_B)
+        found = []
+        for number, (member, offset) in enumerate(zip(self.of, self.offsets, strict=True)):
+            places = np.flatnonzero(chosen == number)
+            for rule, inner, more in member.parts(seed, rows_B[places]):
+                if len(inner):
+                    found.append((rule, places[inner], offset + more))
+        return found
+
+    def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
+        """Writes the sequences of these rows."""
+        n_tokens = out_BT.shape[1]
+        for rule, places, offset in self.parts(seed, rows_B):
+            n_words = rule.fit_length(n_tokens)
+            words = np.empty((len(places), n_words), dtype=np.int16)
+            rule.fill(words, seed, rows_B[places])
+            out_BT[places, :n_words] = words + np.int16(offset)
+            out_BT[places, n_words:] = (rule.pad_id or 0) + offset
+
+    def _words(self, member: Rule, offset: int, ids: Ids) -> tuple[Ids, Bools]:
+        """Returns what a member would have made of each row, and whether the rest is its pads."""
+        n_words = member.fit_length(ids.shape[1])
+        pads = (ids[:, n_words:] == (member.pad_id or 0) + offset).all(axis=1)
+        return np.maximum(ids[:, :n_words] - offset, -1), np.array(pads)
+
+    def accepts(self, ids_BT: ArrayLike) -> Bools:
+        """Words of any member. Returns: bool [B]."""
+        return self._any(ids_BT, lambda member, words: member.accepts(words))
+
+    def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
+        """Words of any member in any order. Returns: bool [B]."""
+        return self._any(ids_BT, lambda member, words: member.accepts_any_order(words))
+
+    def _any(self, ids_BT: ArrayLike, says: Any) -> Bools:
+        ids = to_rows(ids_BT)
+        found = np.zeros(len(ids), dtype=np.bool_)
+        for member, offset in zip(self.of, self.offsets, strict=True):
+            words, padded = self._words(member, offset, ids)
+            found |= says(member, words) & padded
+        return found
+
+    def maskable(self, ids_BT: ArrayLike) -> Bools:
+        """What any member that accepts a row may hide in it. Returns: bool [B, T].
+
+        `make_batch` knows the member that a row comes from, and hides by that one alone.
+        """
+        ids = to_rows(ids_BT)
+        maskable = np.zeros(ids.shape, dtype=np.bool_)
+        for member, offset in zip(self.of, self.offsets, strict=True):
+            words, padded = self._words(member, offset, ids)
+            its = member.accepts(words) & padded
+            maskable[:, : words.shape[1]] |= its[:, None] & member.maskable(words)
+        return maskable
+
+    def may_hide(self, ids_BT: Ids, seed: int, rows_B: Rows) -> tuple[Bools, NDArray[Any]]:
+        """Returns what may be hidden, bool [B, T], and which share of it, float64 [B]."""
+        maskable = np.zeros(ids_BT.shape, dtype=np.bool_)
+        share = np.zeros(len(ids_BT))
+        for rule, places, offset in self.parts(seed, rows_B):
+            n_words = rule.fit_length(ids_BT.shape[1])
+            words = ids_BT[places, :n_words] - np.int16(offset)
+            maskable[places, :n_words], share[places] = rule.may_hide(words, seed, rows_B[places])
+        return maskable, share
+
+    def ceiling(self, ids_BT: Ids, visible_BT: Ids) -> Ceiling:
+        """Returns the members' ceilings, weighted by their hidden tokens.
+
+        Each row counts for the first member that accepts it: the visible tokens are taken to tell
+        which one it is, so that it is a bound from above where members are alike.
+        """
+        hidden = visible_BT == self.n_ids
+        left = np.ones(len(ids_BT), dtype=np.bool_)
+        low = high = 0.0
+        methods = []
+        for member, offset in zip(self.of, self.offsets, strict=True):
+            words, padded = self._words(member, offset, ids_BT)
+            its = left & padded & member.accepts(words)
+            left &= ~its
+            if not hidden[its].any():
+                continue
+            n_words = words.shape[1]
+            visible = np.where(hidden[its, :n_words], member.n_ids, words[its]).astype(np.int16)
+            found = member.ceiling(words[its], visible)
+            weight = hidden[its].sum() / hidden.sum()
+            low, high = low + weight * found.low, high + weight * found.high
+            methods.append(f"{weight:.0%} {member.name}, {found.method}")
+        return Ceiling(low, high, "weighted by hidden tokens: " + "; ".join(methods))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture(Blend):
+    """Each sequence from one of several rules, drawn with weights."""
+
+    name: ClassVar[str] = "mixture"
+    aliases: ClassVar[tuple[str, ...]] = ("mix",)
+
+    weights: tuple[float, ...] | None = None
+    """Probability of each member, with sum 1; none: equal."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_shares("weights", self.weights)
+
+    @property
+    def given_shares(self) -> tuple[float, ...] | None:
+        """The weights."""
+        return self.weights
+
+    def choose(self, seed: int, rows_B: Rows) -> NDArray[np.int64]:
+        """Draws the member of each row, whatever the batch."""
+        uniform = (mix_u64(rows_B, int(self.key(seed))) >> np.uint64(11)) * 2.0**-53
+        inner = np.cumsum(self.member_shares)[:-1]
+        return np.searchsorted(inner, uniform, side="right").astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curriculum(Blend):
+    """Rules one after the other; the last one goes on beyond the stated total.
+
+    An evaluation should read the last stage: from row `evaluation_start` of its own stream on.
+    """
+
+    name: ClassVar[str] = "curriculum"
+
+    n_sequences: int
+    """The total that the shares refer to: the sequences of the whole warm-up."""
+    shares: tuple[float, ...] | None = None
+    """Share of the total that each rule takes, with sum 1; none: equal."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_shares("shares", self.shares)
+        if (np.diff(self._ends, prepend=0) < 1).any():
+            raise self.refuse(
+                "n_sequences", self.n_sequences, "needs at least 1 sequence for every stage"
+            )
+
+    @property
+    def given_shares(self) -> tuple[float, ...] | None:
+        """The stages' shares."""
+        return self.shares
+
+    @property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.rint(np.cumsum(self.member_shares) * self.n_sequences).astype(np.int64)
+
+    @property
+    def evaluation_start(self) -> int:
+        """The first row of the last stage."""
+        return int(self._ends[-2]) if len(self.of) > 1 else 0
+
+    def choose(self, seed: int, rows_B: Rows) -> NDArray[np.int64]:
+        """Returns the stage of each row."""
+        return np.searchsorted(self._ends[:-1], rows_B.astype(np.int64), side="right")

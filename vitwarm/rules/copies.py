@@ -1,0 +1,269 @@
+"""Copy (WW): words followed by their exact copy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vitwarm.rules.base import Bools, Ids, Rows, Rule, to_rows
+from vitwarm.rules.draws import GAMMA, below, below_low, compiled, mixed, stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy(Rule):
+    """A word w and its copy: one pair fills the sequence, or pairs are packed until it is full.
+
+    One half of every pair may be hidden, so that the other half tells it. Ids: the symbols, then
+    the pad. Packed pairs have no separator: their borders have to be found.
+    """
+
+    name: ClassVar[str] = "copy"
+    aliases: ClassVar[tuple[str, ...]] = ("ww",)
+
+    n_symbols: int = 98
+    """Symbols that words are made of, from 2 on."""
+    pairs: Literal["one", "packed"] = "one"
+    """`one` pair, or pairs `packed` one behind the other."""
+    min_length: int = 3
+    """Packed: least length of w."""
+    max_length: int = 32
+    """Packed: largest length of w."""
+    hidden: Literal["first", "second"] = "first"
+    """The half of every pair that may be hidden."""
+
+    def __post_init__(self) -> None:
+        if self.n_symbols < 2:
+            raise self.refuse("n_symbols", self.n_symbols, "needs at least 2 symbols")
+        if self.min_length < 1:
+            raise self.refuse("min_length", self.min_length, "takes a length from 1 on")
+        if self.max_length < self.min_length:
+            raise self.refuse(
+                "max_length", self.max_length, f"takes at least min_length, {self.min_length}"
+            )
+        if self.pairs not in ("one", "packed"):
+            raise self.refuse("pairs", self.pairs, "takes one or packed")
+        if self.hidden not in ("first", "second"):
+            raise self.refuse("hidden", self.hidden, "takes first or second")
+        self.check_ids()
+
+    @property
+    def n_ids(self) -> int:
+        """The symbols and the pad."""
+        return self.n_symbols + 1
+
+    @property
+    def pad_id(self) -> int | None:
+        """The last id."""
+        return self.n_symbols
+
+    @property
+    def determined(self) -> bool:
+        """True for one pair; the borders of packed pairs may stay unclear."""
+        return self.pairs == "one"
+
+    def fit_length(self, n_tokens: int) -> int:
+        """Returns the largest even length up to `n_tokens` that pairs can fill.
+
+        Raises: RuleError: not even one pair fits.
+        """
+        self.check_tokens(n_tokens, at_least=2 * self.min_length if self.pairs == "packed" else 2)
+        if self.pairs == "one":
+            return n_tokens - n_tokens % 2
+        return 2 * int(np.flatnonzero(self._fillable(n_tokens // 2)).max())
+
+    def _fillable(self, n_half: int) -> NDArray[np.bool_]:
+        """Says of every half length up to `n_half` whether lengths of w can add up to it."""
+        lengths = np.arange(n_half + 1)
+        most = lengths // self.min_length  # as many words as possible leave the least to stretch
+        return most * self.max_length >= lengths
+
+    def _fills(self, n_tokens: int) -> bool:
+        """Says whether pairs can fill so many tokens."""
+        if n_tokens % 2 or n_tokens < 2:
+            return False
+        return self.pairs == "one" or bool(self._fillable(n_tokens // 2)[-1])
+
+    def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
+        """Writes the sequences of these rows."""
+        n_half = out_BT.shape[1] // 2
+        shortest, longest = self.min_length, self.max_length
+        fillable = self._fillable(n_half)
+        if self.pairs == "one":
+            shortest = longest = n_half
+        _fill(out_BT, self.key(seed), rows_B, self.n_symbols, shortest, longest, fillable)
+
+    def accepts(self, ids_BT: ArrayLike) -> Bools:
+        """Sequences that can be cut into pairs ww of allowed lengths. Returns: bool [B]."""
+        ids = to_rows(ids_BT)
+        in_range = ((ids >= 0) & (ids < self.n_symbols)).all(axis=1)
+        return np.array(in_range & self._cut(ids)[0])
+
+    def _cut(self, ids: Ids) -> tuple[Bools, Bools]:
+        """Cuts rows into pairs, shortest first where several ways exist: (possible, first half)."""
+        n_half = ids.shape[1] // 2
+        span = (n_half, n_half) if self.pairs == "one" else (self.min_length, self.max_length)
+        first = np.zeros(ids.shape, dtype=np.bool_)
+        possible = np.zeros(len(ids), dtype=np.bool_)
+        if self._fills(ids.shape[1]):
+            _cut(ids, span[0], span[1], possible, first)
+        return possible, first
+
+    def maskable(self, ids_BT: ArrayLike) -> Bools:
+        """One half of every pair; nothing in sequences that are no words. Returns: bool [B, T]."""
+        possible, first = self._cut(to_rows(ids_BT))
+        return first if self.hidden == "first" else ~first & possible[:, None]
+
+    def maskable_in_any_order(self, ids_BT: ArrayLike) -> Bools:
+        """As many places as in a word: one half of the sequence. Returns: bool [B, T]."""
+        ids = to_rows(ids_BT)
+        first = np.zeros(ids.shape, dtype=np.bool_)
+        first[:, : ids.shape[1] // 2] = True
+        return first if self.hidden == "first" else ~first
+
+    def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
+        """Every symbol an even number of times, in a length that pairs can fill."""
+        ids = to_rows(ids_BT)
+        fine: Bools = np.array(((ids >= 0) & (ids < self.n_symbols)).all(axis=1))
+        fine &= self._fills(ids.shape[1])
+        for row in np.flatnonzero(fine):
+            fine[row] = not (np.bincount(ids[row]) % 2).any()
+        return fine
+
+    def solve(self, visible_BT: ArrayLike) -> Ids:
+        """Copies hidden tokens from the other half of their pair.
+
+        Packed: a token is filled in where all ways of cutting the sequence agree on it.
+        """
+        visible = to_rows(visible_BT)
+        solved = visible.copy()
+        if self.pairs == "one":
+            half = solved.shape[1] // 2
+            first, second = solved[:, :half], solved[:, half : 2 * half]
+            first[:], second[:] = (
+                np.where(first == self.n_ids, second, first),
+                np.where(second == self.n_ids, first, second),
+            )
+            return solved
+        _solve(
+            visible, self.n_ids, self.min_length, self.max_length, self.hidden == "first", solved
+        )
+        return solved
+
+
+@compiled
+def _fill(
+    out: Ids,
+    key: np.uint64,
+    rows: Rows,
+    n_symbols: int,
+    shortest: int,
+    longest: int,
+    fillable: Bools,
+) -> None:
+    n_rows, n_tokens = out.shape
+    n = np.uint64(n_symbols)
+    for b in range(n_rows):
+        state = stream(key, rows[b])
+        begin = 0
+        while begin < n_tokens:
+            left = (n_tokens - begin) // 2
+            length = left
+            if shortest < longest or longest < left:  # uniform over what leaves a fillable rest
+                n_choices = 0
+                for candidate in range(shortest, min(longest, left) + 1):
+                    n_choices += 1 if fillable[left - candidate] else 0
+                state += GAMMA
+                skip = np.int64(below(mixed(state), np.uint64(n_choices)))
+                for candidate in range(shortest, min(longest, left) + 1):
+                    if fillable[left - candidate]:
+                        if skip == 0:
+                            length = candidate
+                            break
+                        skip -= 1
+            for i in range(0, length, 2):
+                state += GAMMA
+                bits = mixed(state)
+                out[b, begin + i] = below(bits, n)
+                if i + 1 < length:
+                    out[b, begin + i + 1] = below_low(bits, n)
+            for i in range(begin, begin + length):
+                out[b, i + length] = out[b, i]
+            begin += 2 * length
+
+
+@compiled
+def _cut(ids: Ids, shortest: int, longest: int, possible: Bools, first: Bools) -> None:
+    n_rows, n_tokens = ids.shape
+    chosen = np.empty(n_tokens + 1, np.int64)  # length of w from here on; -1: no way to the end
+    for b in range(n_rows):
+        chosen[:] = -1
+        chosen[n_tokens] = 0
+        for begin in range(n_tokens - 2 * shortest, -1, -1):
+            for length in range(shortest, min(longest, (n_tokens - begin) // 2) + 1):
+                if chosen[begin + 2 * length] < 0:
+                    continue
+                same = True
+                for i in range(begin, begin + length):
+                    if ids[b, i] != ids[b, i + length]:
+                        same = False
+                        break
+                if same:
+                    chosen[begin] = length
+                    break
+        possible[b] = chosen[0] > 0
+        begin = 0
+        while possible[b] and begin < n_tokens:
+            for i in range(begin, begin + chosen[begin]):
+                first[b, i] = True
+            begin += 2 * chosen[begin]
+
+
+@compiled
+def _solve(
+    visible: Ids, mask_id: int, shortest: int, longest: int, hides_first: bool, solved: Ids
+) -> None:
+    n_rows, n_tokens = visible.shape
+    for b in range(n_rows):
+        row = visible[b]
+        # fits[begin, length]: a pair may stand there; only one half of it may hold hidden tokens.
+        fits = np.zeros((n_tokens + 1, longest + 1), np.bool_)
+        for begin in range(n_tokens):
+            for length in range(shortest, min(longest, (n_tokens - begin) // 2) + 1):
+                fine = True
+                for i in range(begin, begin + length):
+                    told = row[i + length] if hides_first else row[i]
+                    hidden = row[i] if hides_first else row[i + length]
+                    if told == mask_id or (hidden != mask_id and hidden != told):
+                        fine = False
+                        break
+                fits[begin, length] = fine
+        to_end = np.zeros(n_tokens + 1, np.bool_)
+        to_end[n_tokens] = True
+        for begin in range(n_tokens - 1, -1, -1):
+            for length in range(shortest, min(longest, (n_tokens - begin) // 2) + 1):
+                if fits[begin, length] and to_end[begin + 2 * length]:
+                    to_end[begin] = True
+        reached = np.zeros(n_tokens + 1, np.bool_)
+        reached[0] = True
+        unclear = np.zeros(n_tokens, np.bool_)
+        for begin in range(n_tokens):
+            if not (reached[begin] and to_end[begin]):
+                continue
+            for length in range(shortest, min(longest, (n_tokens - begin) // 2) + 1):
+                if not (fits[begin, length] and to_end[begin + 2 * length]):
+                    continue
+                reached[begin + 2 * length] = True
+                for i in range(begin, begin + length):
+                    here = i if hides_first else i + length
+                    told = row[i + length] if hides_first else row[i]
+                    if row[here] == mask_id and not unclear[here]:
+                        if solved[b, here] == mask_id:
+                            solved[b, here] = told
+                        elif solved[b, here] != told:
+                            unclear[here] = True
+        for t in range(n_tokens):
+            if unclear[t]:
+                solved[b, t] = mask_id

@@ -1,0 +1,238 @@
+"""k-Dyck-Shuffle: k interleaved languages of one kind of bracket each; crossings are allowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from vitwarm.rules.base import Bools, Ceiling, Ids, Rows, to_rows
+from vitwarm.rules.draws import (
+    GAMMA,
+    LOW,
+    below,
+    below_low,
+    compiled,
+    happens,
+    mixed,
+    stream,
+    to_threshold,
+)
+from vitwarm.rules.dyck import BracketRule
+
+#: Sweeps over the hidden tokens in the estimate of the ceiling; the first fifth is thrown away.
+SWEEPS = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffleDyck(BracketRule):
+    """k-Dyck-Shuffle: of every kind as many brackets close as open, never more (context-sensitive).
+
+    Which bracket a close takes differs between published codes: uniform over the open brackets (a
+    kind with more of them is likelier), or uniform over the kinds that are open.
+    """
+
+    name: ClassVar[str] = "shuffle-dyck"
+    aliases: ClassVar[tuple[str, ...]] = ("dyck-shuffle", "k-dyck-shuffle", "k-shuffle-dyck")
+
+    closing: Literal["brackets", "types"] = "brackets"
+    """What a close is drawn from: the open `brackets`, or the `types` that are open."""
+
+    def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
+        """Writes the sequences of these rows."""
+        kernel = _fill_brackets if self.closing == "brackets" else _fill_types
+        balanced = self.ending == "balanced"
+        threshold = to_threshold(self.p_open)
+        kernel(out_BT, self.key(seed), rows_B, self.n_kinds, threshold, self.cap, balanced)
+
+    def accepts(self, ids_BT: ArrayLike) -> Bools:
+        """Words in which no kind closes more often than it opened, up to any place.
+
+        Balanced words close every kind as often as they open it; a cap bounds the open brackets of
+        all kinds together. Returns: bool [B].
+        """
+        return np.array([self._is_word(row) for row in to_rows(ids_BT).tolist()], dtype=bool)
+
+    def _is_word(self, row: list[int]) -> bool:
+        opened = dict.fromkeys(range(self.n_kinds), 0)
+        depth = 0
+        for token in row:
+            if not 0 <= token < 2 * self.n_kinds:
+                return False
+            step = 1 if token < self.n_kinds else -1
+            opened[token % self.n_kinds] += step
+            depth += step
+            if opened[token % self.n_kinds] < 0 or depth > self.cap:
+                return False
+        return depth == 0 or self.ending == "truncated"
+
+    def ceiling(self, ids_BT: Ids, visible_BT: Ids) -> Ceiling:
+        """Estimates what the best predictor reaches: the likeliest kind of every hidden token.
+
+        Given what is visible, the hidden kinds have a posterior that is known up to a factor; it is
+        sampled by Metropolis steps (change one kind, or exchange two). The predictor's accuracy is
+        then counted against the truth, so the estimate errs, if at all, to the low side.
+        """
+        n_hidden = n_right = 0
+        for row, (ids, visible) in enumerate(zip(ids_BT, visible_BT, strict=True)):
+            places = np.flatnonzero(visible == self.n_ids)
+            if not len(places):
+                continue
+            votes = np.zeros((len(places), self.n_kinds), dtype=np.int64)
+            state = np.where(visible == self.n_ids, -1, visible).astype(np.int64)
+            balanced = self.ending == "balanced"
+            by_types = self.closing == "types"
+            _vote(state, places, self.n_kinds, by_types, balanced, row, votes)
+            n_hidden += len(places)
+            n_right += int((votes.argmax(axis=1) + self.n_kinds == ids[places]).sum())
+        share = n_right / max(n_hidden, 1)
+        return Ceiling(
+            share,
+            share,
+            f"estimated: the mode of the posterior over hidden kinds, sampled with {SWEEPS} "
+            f"Metropolis sweeps, was right for {n_right:,} of {n_hidden:,} hidden tokens",
+        )
+
+
+@compiled
+def _fill_brackets(
+    out: Ids, key: np.uint64, rows: Rows, n_kinds: int, p: np.uint64, cap: int, balanced: bool
+) -> None:
+    # The open brackets are a bag: a close takes any of them and the last one moves into its place.
+    n_rows, n_tokens = out.shape
+    bag = np.empty(n_tokens + 2, np.int16)
+    kinds = np.uint64(n_kinds)
+    for b in range(n_rows):
+        state = stream(key, rows[b])
+        depth = 0
+        for t in range(n_tokens):
+            state += GAMMA
+            bits = mixed(state)
+            room = (depth < cap) & ((not balanced) | (n_tokens - t > depth))
+            opens = (depth == 0) | (room & happens(bits, p))
+            choice = np.int64(below(bits, kinds if opens else np.uint64(depth)))
+            # Opening writes to bag[depth]; closing copies bag[depth - 1] to bag[choice].
+            kind = np.int16(choice) if opens else bag[choice]
+            bag[depth if opens else choice] = kind if opens else bag[depth - 1]
+            out[b, t] = kind if opens else kind + n_kinds
+            depth += 1 if opens else -1
+
+
+@compiled
+def _fill_types(
+    out: Ids, key: np.uint64, rows: Rows, n_kinds: int, p: np.uint64, cap: int, balanced: bool
+) -> None:
+    n_rows, n_tokens = out.shape
+    opened = np.zeros(n_kinds, np.int32)  # open brackets of each kind
+    types = np.empty(n_kinds, np.int16)  # the kinds that are open, in any order
+    kinds = np.uint64(n_kinds)
+    for b in range(n_rows):
+        state = stream(key, rows[b])
+        opened[:] = 0
+        depth = n_types = 0
+        for t in range(n_tokens):
+            state += GAMMA
+            bits = mixed(state)
+            room = (depth < cap) & ((not balanced) | (n_tokens - t > depth))
+            opens = (depth == 0) | (room & happens(bits, p))
+            if opens:
+                kind = np.int16(below(bits, kinds))
+                if opened[kind] == 0:
+                    types[n_types] = kind
+                    n_types += 1
+                opened[kind] += 1
+                out[b, t] = kind
+                depth += 1
+            else:
+                place = np.int64(below(bits, np.uint64(n_types)))
+                kind = types[place]
+                opened[kind] -= 1
+                if opened[kind] == 0:
+                    n_types -= 1
+                    types[place] = types[n_types]
+                out[b, t] = kind + n_kinds
+                depth -= 1
+
+
+@compiled
+def _log_weight(ids: np.ndarray, n_kinds: int, by_types: bool, balanced: bool) -> float:
+    """Returns the log probability of a word, up to a term that hidden kinds do not change."""
+    opened = np.zeros(n_kinds, np.int64)
+    n_types = 0
+    depth = 0
+    total = 0.0
+    for token in ids:
+        if token < n_kinds:
+            n_types += 1 if opened[token] == 0 else 0
+            opened[token] += 1
+            depth += 1
+        else:
+            kind = token - n_kinds
+            if opened[kind] == 0:
+                return -np.inf
+            total += -np.log(n_types) if by_types else np.log(opened[kind])
+            opened[kind] -= 1
+            depth -= 1
+            n_types -= 1 if opened[kind] == 0 else 0
+    return -np.inf if balanced and depth > 0 else total
+
+
+@compiled
+def _start(ids: np.ndarray, n_kinds: int) -> None:
+    """Gives the hidden closes (-1) kinds that make a word, whatever the truth was."""
+    # need[t, kind]: brackets that must be open before t to serve the visible closes from t on.
+    # What is open beyond that is free, and stays free until a hidden close takes it: so any free
+    # one may be taken.
+    need = np.zeros((len(ids) + 1, n_kinds), np.int64)
+    for t in range(len(ids) - 1, -1, -1):
+        need[t] = need[t + 1]
+        if ids[t] >= n_kinds:
+            need[t, ids[t] - n_kinds] += 1
+        elif ids[t] >= 0:
+            need[t, ids[t]] = max(0, need[t, ids[t]] - 1)
+    opened = np.zeros(n_kinds, np.int64)
+    for t in range(len(ids)):
+        if ids[t] < 0:
+            ids[t] = n_kinds + np.argmax(opened - need[t])
+        opened[ids[t] % n_kinds] += 1 if ids[t] < n_kinds else -1
+
+
+@compiled
+def _vote(
+    ids: np.ndarray,
+    places: np.ndarray,
+    n_kinds: int,
+    by_types: bool,
+    balanced: bool,
+    row: int,
+    votes: np.ndarray,
+) -> None:
+    _start(ids, n_kinds)
+    now = _log_weight(ids, n_kinds, by_types, balanced)
+    state = stream(GAMMA, np.uint64(row))
+    n = np.uint64(len(places))
+    for sweep in range(SWEEPS):
+        for _ in range(len(places)):
+            state += GAMMA
+            bits = mixed(state)
+            here = places[below(bits, n)]
+            there = places[below_low(bits, n)]
+            state += GAMMA
+            bits = mixed(state)
+            before, other = ids[here], ids[there]
+            # In balanced words the hidden kinds are a known bag, so two of them change places.
+            if balanced or bits & np.uint64(1):
+                ids[here], ids[there] = other, before
+            else:
+                ids[here] = n_kinds + np.int64(below(bits, np.uint64(n_kinds)))
+            after = _log_weight(ids, n_kinds, by_types, balanced)
+            chance = np.float64((bits >> np.uint64(1)) & LOW) / 4294967296.0
+            if after >= now or chance < np.exp(after - now):
+                now = after
+            else:
+                ids[here], ids[there] = before, other
+        if sweep >= SWEEPS // 5:
+            for i in range(len(places)):
+                votes[i, ids[places[i]] - n_kinds] += 1
