@@ -68,25 +68,43 @@ def attach(
     fresh = f"timm's initialisation, seed {seed}"
     if loaded is None:
         return vit, Audit(model=model, entries=audit_tensors(vit.state_dict(), {}, fresh))
-    source = str(loaded.path) if loaded.path else "memory"
+    return vit, carry(loaded, vit, model=model, scope=scope, blocks=blocks, fresh=fresh)
+
+
+def carry(
+    trunk: Trunk,
+    vit: nn.Module,
+    *,
+    model: str,
+    scope: Scope = "all",
+    blocks: Blocks = None,
+    fresh: str = "as it was",
+) -> Audit:
+    """Overwrites the trunk of a model that stands already; `attach` builds it first.
+
+    Args:
+        fresh: what the audit calls the source of all other tensors.
+    Raises: HandoffError: as `attach`.
+    """
+    source = str(trunk.path) if trunk.path else "memory"
     where = f"trunk {source} and model {model}"
-    pairs = _match(loaded, vit, scope=scope, blocks=blocks, where=where)
+    pairs = _match(trunk, vit, scope=scope, blocks=blocks, where=where)
     state = vit.state_dict()
     with torch.no_grad():
         for name, theirs in pairs.items():
-            state[name].copy_(loaded.tensors[theirs])
-    sources = json.loads(loaded.metadata.get("sources", "{}"))
+            state[name].copy_(trunk.tensors[theirs])
+    sources = json.loads(trunk.metadata.get("sources", "{}"))
     origin = {
         name: sources.get(theirs, source) + (f" ({theirs})" if theirs != name else "")
         for name, theirs in pairs.items()
     }
-    return vit, Audit(
+    return Audit(
         model=model,
         entries=audit_tensors(state, origin, fresh),
         trunk=source,
-        trunk_sha256=loaded.sha256,
-        metadata=loaded.metadata,
-        notes=_notes(loaded, vit, pairs),
+        trunk_sha256=trunk.sha256,
+        metadata=trunk.metadata,
+        notes=_notes(trunk, vit, pairs),
     )
 
 

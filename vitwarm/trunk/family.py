@@ -99,8 +99,42 @@ FAMILIES: dict[str, Family] = {
     "SwinTransformerV2Cr": Family(enter="NCHW", leave="NCHW", any_length=False),
 }
 
+_RE_EMBEDS = (
+    "it embeds its map anew with convolutions at every stage, so there is no one place where "
+    "tokens stand in for patches"
+)
+_OF_A_LANGUAGE_MODEL = (
+    "it is the vision encoder of a language model, with an embedding and positions of its own; "
+    "not built"
+)
+_HYBRID = "most of it is convolutions; a token embedding would enter an image network"
+
 #: timm class -> why the idea does not carry over (or is not built).
-REFUSED: dict[str, str] = {}
+REFUSED: dict[str, str] = {
+    "PoolingVisionTransformer": "it pools its tokens with convolutions between stages; not built",
+    "TNT": "its inner transformer reads the pixels of each patch, which tokens do not have",
+    "CrossVit": "it cuts the image into two sizes of patches at once, tokens come in one",
+    "Levit": _HYBRID,
+    "LevitDistilled": _HYBRID,
+    "DeepseekVitEncoder": _OF_A_LANGUAGE_MODEL,
+    "DeepseekVitClassifier": _OF_A_LANGUAGE_MODEL,
+    "Qwen3VitEncoder": _OF_A_LANGUAGE_MODEL,
+    "Qwen3VitClassifier": _OF_A_LANGUAGE_MODEL,
+    "Gemma4VitEncoder": _OF_A_LANGUAGE_MODEL,
+    "Gemma4VitClassifier": _OF_A_LANGUAGE_MODEL,
+    "MultiScaleVit": "its attention pools with convolutions that differ by block; not built",
+    "Twins": _RE_EMBEDS,
+    "Nest": "its blocks attend inside fixed image blocks that convolutions join; not built",
+    "PyramidVisionTransformerV2": _RE_EMBEDS,
+    "DaVit": _RE_EMBEDS,
+    "GlobalContextVit": _RE_EMBEDS,
+    "MaxxVit": _HYBRID,
+    "CoaT": _RE_EMBEDS,
+    "HieraDet": "its blocks pool between windows of changing size; not built",
+    "TinyVit": _HYBRID,
+    "Visformer": _HYBRID,
+    "ByobNet": _HYBRID,
+}
 
 
 def family_of(model: nn.Module) -> Family:
@@ -114,8 +148,8 @@ def family_of(model: nn.Module) -> Family:
     name = type(model).__name__
     why = REFUSED.get(name, "it has no transformer blocks that this tool knows")
     raise ModelError(
-        f"model {name_of(model)!r} ({name}) cannot be warmed up: {why}. Known classes are "
-        f"{', '.join(FAMILIES)}; `vitwarm doctor --models` lists every model name."
+        f"model {name_of(model)!r} ({name}) cannot be warmed up: {why}. `vitwarm doctor --models` "
+        "lists the models that can."
     )
 
 

@@ -110,8 +110,9 @@ class TokenModel(nn.Module):
         trunk = set(trunk_names(model))
         _put_in(model, family, embed.to(next(model.parameters()).device))
         _take_off(model, family)
+        prefix = () if _never_in_front(model) else PREFIX_TOKENS
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in trunk or name.split(".")[-1] in PREFIX_TOKENS)
+            parameter.requires_grad_(name in trunk or name.split(".")[-1] in prefix)
         self.model: Any = model  # timm's classes share their attributes by custom, not by type
         with torch_seeded(seed, "unfold"):
             self.unfold = _unfold_for(model, self.grid, width)
@@ -253,8 +254,10 @@ def patch_grid(model: Any) -> tuple[int, int]:
         grid = model.tokens_spatial_shape
     if grid is None and hasattr(model, "pooling_scale"):  # VOLO: positions on the pooled grid
         grid = [side * int(model.pooling_scale) for side in model.pos_embed.shape[1:3]]
-    if grid is None and hasattr(model, "embeds"):
-        grid = getattr(model.embeds, "grid_size", None) or model.embeds.pos_embed_grid_size
+    if grid is None and hasattr(model, "embeds"):  # NaFlexVit: any size; its own images' size
+        size = model.embeds.default_img_size or model.pretrained_cfg["input_size"][1:]
+        pairs = zip(_pair(size), _pair(model.embeds.patch_size), strict=True)
+        grid = [side // patch for side, patch in pairs]
     if grid is None and hasattr(embed, "img_size"):
         grid = [
             side // patch
@@ -374,6 +377,11 @@ def _take_off(model: Any, family: Family) -> None:
     if family.class_blocks:
         setattr(model, family.class_blocks, None)
         model.cls_token = None
+
+
+def _never_in_front(model: Any) -> bool:
+    """ConViT puts its class token in front late; a shallow one never does."""
+    return int(getattr(model, "local_up_to_layer", 0)) >= len(blocks_of(model))
 
 
 def _late_norm(model: Any, family: Family) -> str | None:
