@@ -378,7 +378,7 @@ class SweepConfig:
     """`shared`: one warm-up (seed 0) for all seeds of an arm; `paired`: one per seed."""
     arms: dict[str, ArmConfig] = field(default_factory=lambda: {"default": ArmConfig()})
     """Label -> arm."""
-    over: dict[str, list[Any]] = field(default_factory=dict)
+    over: dict[str, Any] = field(default_factory=dict)
     """Dotted field -> list of values; `warmup.*` and `rule.*` fields multiply the warm-ups."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds; the same seeds in every cell, so that arms are paired."""

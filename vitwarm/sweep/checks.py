@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +28,13 @@ class Axes:
 
 
 def split_axes(config: SweepConfig) -> Axes:
-    """Sorts the fields of `over`. Raises: ConfigError: a field without values."""
+    """Sorts the fields of `over`. Raises: ConfigError: a field without a list of values."""
     axes = Axes({}, {}, {}, {})
-    for name, values in config.over.items():
-        if not values:
-            raise ConfigError(f"over.{name} is empty; give a list of values, or leave it out.")
+    for name, values in dict(_flatten(config.over, "")).items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(
+                f"over.{name} is {values!r}; give a list of values, or leave the field out."
+            )
         if name in SIZE_FIELDS:
             axes.sizes[name] = values
         elif name.split(".")[0] in ("warmup", "rule"):
@@ -41,6 +44,15 @@ def split_axes(config: SweepConfig) -> Axes:
         else:
             axes.settings[name] = values
     return axes
+
+
+def _flatten(plain: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """The command line's `over.data.fraction=[0.1]` arrives nested, a recipe's key dotted."""
+    for name, value in plain.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def check_sweep(config: SweepConfig, axes: Axes) -> None:
@@ -53,9 +65,8 @@ def check_sweep(config: SweepConfig, axes: Axes) -> None:
             "one machine gives every run one device and starts one run per device. Leave both at "
             "1, or use executor=slurm."
         )
-    for name in config.over:
-        if name == "seed":
-            raise ConfigError("over has 'seed'; seeds have a field of their own: seeds: [0, 1, 2].")
+    if "seed" in axes.settings:
+        raise ConfigError("over has 'seed'; seeds have a field of their own: seeds: [0, 1, 2].")
     if axes.warm and not any(arm.warmup for arm in config.arms.values()):
         raise ConfigError(
             f"over has {', '.join(axes.warm)}, but no arm has a warm-up recipe. "

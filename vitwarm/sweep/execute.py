@@ -17,11 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from vitwarm.config import RunConfig, TrainRun, WarmupRun, with_overrides
+from vitwarm.config import RunConfig, TrainRun, WarmupRun
 from vitwarm.errors import Stopped
 from vitwarm.sweep.board import Board, Done, Ready, SweepResult, find_result
 from vitwarm.sweep.progress import SweepProgress
-from vitwarm.sweep.rows import Plan, Row, State, save_plan
+from vitwarm.sweep.rows import Plan, Row, State, save_plan, set_fields
 from vitwarm.sweep.stages import Config, Stages
 from vitwarm.sweep.worker import Environment, Job, Outcome, Worker
 
@@ -220,11 +220,11 @@ def _fit(config: Config, environment: Environment) -> Config:
     threads = int(environment["OMP_NUM_THREADS"])
     changes: dict[str, Any] = {"run.threads": threads}
     if isinstance(config, WarmupRun):
-        return with_overrides(config, changes)
+        return set_fields(config, changes)
     if isinstance(config, TrainRun):
         if config.run.workers is None:
             changes["run.workers"] = threads - 1
-        return with_overrides(config, changes)
+        return set_fields(config, changes)
     return config
 
 

@@ -12,6 +12,7 @@ setting is a section of its own in the report.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -21,19 +22,19 @@ from typing import Any
 
 from vitwarm.config import (
     ArmConfig,
+    RunConfig,
     SweepConfig,
     TrainRun,
     WarmupRun,
     config_hash,
     find_recipe,
     load_config,
-    to_plain,
     with_overrides,
 )
 from vitwarm.errors import ConfigError
 from vitwarm.records import Record
 from vitwarm.sweep.checks import check_sweep, split_axes
-from vitwarm.sweep.rows import ArmKind, Plan, Row, make_key
+from vitwarm.sweep.rows import ArmKind, Plan, Row, make_key, set_fields
 from vitwarm.sweep.stages import InitConfig, Stages, WarmupFacts
 from vitwarm.units import to_steps
 
@@ -69,7 +70,7 @@ def resolve(row: Row, config: TrainRun, *, trunk: Path | None, warm: Record | No
     if warm is not None and config.train.steps is not None:
         extra = extra_steps(warm.warmup_samples or 0, config.train.batch_size)
         changes["train.steps"] = config.train.steps + extra
-    return with_overrides(config, changes) if changes else config
+    return set_fields(config, changes)
 
 
 def extra_steps(samples: int, batch_size: int) -> int:
@@ -90,6 +91,8 @@ class _Planner:
         self.trainings: list[Row] = []
         self.images: dict[str, int] = {}
         self.facts: dict[str, WarmupFacts] = {}
+        self.recipes: dict[str, WarmupRun] = {}
+        self.variants: dict[str, TrainRun] = {}
         self.axes = split_axes(config)
 
     def make(self) -> Plan:
@@ -97,8 +100,9 @@ class _Planner:
         check_sweep(config, self.axes)
         base = with_overrides(
             load_config(TrainRun, self._find(config.base)),
-            {**config.set, "match": config.match, "run": to_plain(config.run)},
+            config.set,
         )
+        base = dataclasses.replace(base, match=config.match, run=_merge_run(base.run, config.run))
         if config.match == "epochs" and base.train.steps is not None:
             raise ConfigError(
                 f"match is 'epochs', but train.steps is {base.train.steps} in {config.base}; "
@@ -130,7 +134,8 @@ class _Planner:
             warm_grid, _grid(self.axes.handoff) if carries else [{}]
         ):
             # The arm's own fields come last: what it was given by name is not overridden.
-            config = with_overrides(base, {**setting, **size, **handoff, **arm.train, "seed": seed})
+            own = {**setting, **size, **handoff, **arm.train}
+            config = set_fields(self._override(base, own), {"seed": seed})
             named = {**warm, **handoff} if len(warm_grid) > 1 else handoff
             if arm.warmup:
                 named = {**warm, **handoff}
@@ -157,7 +162,7 @@ class _Planner:
         changes |= {"handoff.trunk": arm.trunk} if arm.trunk else {}
         if self.config.match == "steps" or arm.extra_samples_of:
             changes["train.steps"] = steps
-        config = with_overrides(config, changes)
+        config = set_fields(config, changes)
         trunk = extra = None
         if arm.warmup:
             trunk = self._add_warmup(name, arm, warm, config.seed)
@@ -192,7 +197,7 @@ class _Planner:
         counted = n_images
         if self.config.match == "steps":
             counted = self._count(
-                with_overrides(config, {"data.fraction": 1.0, "data.image_list": None})
+                set_fields(config, {"data.fraction": 1.0, "data.image_list": None})
             )
         steps = to_steps(train.epochs, n_images=counted, batch_size=train.batch_size)
         return n_images, steps
@@ -207,11 +212,22 @@ class _Planner:
 
     def _warmup_config(self, arm: ArmConfig, warm: dict[str, Any], seed: int) -> WarmupRun:
         assert arm.warmup is not None
-        config = load_config(WarmupRun, self._find(arm.warmup))
-        changes = {**warm, **arm.set, "run": to_plain(self.config.run)}
+        key = json.dumps([arm.warmup, warm, arm.set], default=str)
+        if key not in self.recipes:
+            recipe = load_config(WarmupRun, self._find(arm.warmup))
+            self.recipes[key] = with_overrides(recipe, {**warm, **arm.set})
+        config = self.recipes[key]
+        config = dataclasses.replace(config, run=_merge_run(config.run, self.config.run))
         if self.config.warmup_seeds == "paired":
-            changes["seed"] = seed
-        return with_overrides(config, changes)
+            config = dataclasses.replace(config, seed=seed)
+        return config
+
+    def _override(self, base: TrainRun, fields: dict[str, Any]) -> TrainRun:
+        """Checks fields of the recipe once, not for every seed."""
+        key = json.dumps(fields, sort_keys=True, default=str)
+        if key not in self.variants:
+            self.variants[key] = with_overrides(base, fields) if fields else base
+        return self.variants[key]
 
     def _plan_warmup(self, config: WarmupRun) -> WarmupFacts:
         digest = f"{config.name} {config_hash(config)}"
@@ -273,6 +289,17 @@ class _Planner:
     def _find(self, name: str) -> Path:
         beside = self.beside / name
         return beside if beside.is_file() else find_recipe(name, beside=self.beside)
+
+
+def _merge_run(own: RunConfig, sweep: RunConfig) -> RunConfig:
+    """The sweep's root, and whatever else the sweep sets; the recipe's own word for the rest."""
+    usual = RunConfig()
+    said = {
+        item.name: getattr(sweep, item.name)
+        for item in dataclasses.fields(RunConfig)
+        if getattr(sweep, item.name) != getattr(usual, item.name)
+    }
+    return dataclasses.replace(own, **{**said, "root": sweep.root})
 
 
 def _arm_kind(arm: ArmConfig) -> ArmKind:

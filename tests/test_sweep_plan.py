@@ -1,0 +1,258 @@
+"""A sweep's rows: what is paired, what is shared, what is refused before anything runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_stages import FAKE
+
+from vitwarm.config import SweepConfig, TrainRun, WarmupRun, load_config
+from vitwarm.errors import ConfigError
+from vitwarm.records import Record
+from vitwarm.sweep.plan import extra_steps, make_plan, resolve
+from vitwarm.sweep.rows import Plan, Row, load_plan, save_plan
+
+BASE = """
+name: digits
+data: {train: t, val: v}
+train: {epochs: 10, warmup_epochs: 1, batch_size: 50}
+"""
+WARM = """
+rule: {name: dyck, params: {n_kinds: 8}}
+warmup: {budget: 50steps, batch_size: 256}
+"""
+
+
+def write_recipes(folder: Path, sweep: str, base: str = BASE) -> Path:
+    (folder / "base.yaml").write_text(base)
+    (folder / "warm.yaml").write_text(WARM)
+    (folder / "toy.yaml").write_text(sweep)
+    return folder / "toy.yaml"
+
+
+def plan_of(folder: Path, sweep: str, *overrides: str, base: str = BASE) -> Plan:
+    path = write_recipes(folder, sweep, base)
+    config = load_config(SweepConfig, path, [f"run.root={folder / 'runs'}", *overrides])
+    return make_plan(config, recipe=path, stages=FAKE)
+
+
+def trainings(plan: Plan) -> list[Row]:
+    return [row for row in plan.rows if row.kind == "train"]
+
+
+def train_config(row: Row) -> TrainRun:
+    assert isinstance(row.config, TrainRun)
+    return row.config
+
+
+THREE_ARMS = """
+base: base.yaml
+match: steps
+warmup_seeds: shared
+arms:
+  default: {}
+  dyck: {warmup: warm.yaml}
+  shuffled:
+    warmup: warm.yaml
+    set: {rule.name: "shuffled:dyck"}
+    train: {handoff.allow_failed: true}
+over: {data.fraction: [0.1, 1.0]}
+seeds: [0, 1]
+"""
+
+
+def test_rows_are_arms_by_fractions_by_seeds_after_their_warmups(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, THREE_ARMS)
+    assert [row.kind for row in plan.rows] == ["warmup"] * 2 + ["train"] * 12
+    assert [row.arms for row in plan.rows[:2]] == [("dyck",), ("shuffled",)]
+    cells = {(row.arms[0], row.fraction, row.seed) for row in trainings(plan)}
+    assert len(cells) == 12
+    for row in trainings(plan):
+        assert bool(row.needs) == (row.arms[0] != "default")
+        assert train_config(row).arm == row.arms[0]
+        assert train_config(row).handoff.allow_failed == (row.arms[0] == "shuffled")
+    # Seed by seed: a sweep that is stopped has whole comparisons.
+    assert [row.seed for row in trainings(plan)] == [0] * 6 + [1] * 6
+
+
+@pytest.mark.parametrize(("match", "steps"), [("steps", {200}), ("epochs", {20, 200})])
+def test_match_holds_steps_or_epochs_equal(tmp_path: Path, match: str, steps: set[int]) -> None:
+    plan = plan_of(tmp_path, THREE_ARMS, f"match={match}")
+    assert {row.steps for row in trainings(plan)} == steps
+    set_in_config = {train_config(row).train.steps for row in trainings(plan)}
+    assert set_in_config == ({200} if match == "steps" else {None})
+    assert {train_config(row).match for row in trainings(plan)} == {match}
+
+
+def test_given_steps_are_kept_and_contradict_match_epochs(tmp_path: Path) -> None:
+    base = BASE.replace("epochs: 10", "epochs: 10, steps: 77")
+    assert {row.steps for row in trainings(plan_of(tmp_path, THREE_ARMS, base=base))} == {77}
+    with pytest.raises(ConfigError, match=r"match is 'epochs', but train\.steps is 77"):
+        plan_of(tmp_path, THREE_ARMS, "match=epochs", base=base)
+
+
+@pytest.mark.parametrize(("seeds", "n_warmups"), [("shared", 2), ("paired", 4)])
+def test_warmup_seeds_are_shared_or_paired(tmp_path: Path, seeds: str, n_warmups: int) -> None:
+    plan = plan_of(tmp_path, THREE_ARMS, f"warmup_seeds={seeds}")
+    warmups = {row.key: row for row in plan.rows if row.kind == "warmup"}
+    assert len(warmups) == n_warmups
+    for row in trainings(plan):
+        for need in row.needs:
+            assert warmups[need].seed == (row.seed if seeds == "paired" else 0)
+
+
+def test_arms_with_one_warmup_share_its_row(tmp_path: Path) -> None:
+    arms = """
+arms:
+  all: {warmup: warm.yaml}
+  late: {warmup: warm.yaml, blocks: "-4:"}
+  attention: {warmup: warm.yaml, scope: attention}
+  # Another spelling of the same rule.
+  same: {warmup: warm.yaml, set: {rule.params.n_kinds: 8}}
+"""
+    plan = plan_of(tmp_path, "base: base.yaml\nmatch: steps\nwarmup_seeds: shared\n" + arms)
+    warmups = [row for row in plan.rows if row.kind == "warmup"]
+    assert [row.arms for row in warmups] == [("all", "late", "attention", "same")]
+    by_arm = {row.arms[0]: train_config(row).handoff for row in trainings(plan)}
+    assert by_arm["late"].blocks == "-4:"
+    assert by_arm["attention"].scope == "attention"
+
+
+def test_keys_are_stable_and_do_not_depend_on_paths_or_order(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one = plan_of(tmp_path / "a", THREE_ARMS)
+    other = plan_of(tmp_path / "a", THREE_ARMS.replace("seeds: [0, 1]", "seeds: [1, 0]"))
+    assert {row.key for row in one.rows} == {row.key for row in other.rows}
+    assert len({row.key for row in one.rows}) == len(one.rows)
+    changed = plan_of(tmp_path / "b", THREE_ARMS, "set.train.lr=5e-4")
+    assert not {r.key for r in trainings(one)} & {r.key for r in trainings(changed)}
+
+
+def test_warmup_fields_multiply_warmed_arms_alone(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, THREE_ARMS, "over.rule.params.n_kinds=[8, 16]", "seeds=[0]")
+    assert {row.arms[0] for row in trainings(plan)} == {
+        "default", "dyck, n_kinds=8", "dyck, n_kinds=16", "shuffled, n_kinds=8",
+        "shuffled, n_kinds=16",
+    }  # fmt: skip
+    kinds = [row.config.rule.params for row in plan.rows if isinstance(row.config, WarmupRun)]
+    assert sorted(params["n_kinds"] for params in kinds) == [8, 8, 16, 16]
+
+
+def test_other_fields_are_settings_of_every_arm(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, THREE_ARMS, "over.train.lr=[1e-3, 2e-3]", "seeds=[0]")
+    for lr in (1e-3, 2e-3):
+        own = [row for row in trainings(plan) if row.setting == {"train.lr": lr}]
+        assert {row.arms[0] for row in own} == {"default", "dyck", "shuffled"}
+        assert {train_config(row).train.lr for row in own} == {lr}
+
+
+LONGER = """
+base: base.yaml
+match: steps
+warmup_seeds: shared
+arms:
+  dyck: {warmup: warm.yaml}
+  longer: {extra_samples_of: dyck}
+seeds: [0]
+"""
+
+
+def test_train_longer_adds_exactly_the_warmups_samples(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, LONGER)
+    rows = {row.arms[0]: row for row in trainings(plan)}
+    warmup = next(row for row in plan.rows if row.kind == "warmup")
+    assert rows["longer"].samples - rows["default"].samples == warmup.samples == 50 * 256
+    assert rows["dyck"].samples == rows["default"].samples
+    assert rows["longer"].extra_samples_of == "dyck"
+    assert rows["longer"].trunk_of is None
+    # What the warm-up really saw counts, should it have stopped early.
+    record = Record(
+        stage="warmup", name="w", seed=0, config_hash="", code_version="", warmup_samples=30 * 256
+    )
+    config = resolve(rows["longer"], train_config(rows["longer"]), trunk=None, warm=record)
+    assert config.train.steps == 200 + extra_steps(30 * 256, 50)
+    assert (extra_steps(100, 50), extra_steps(101, 50)) == (2, 3)  # never less than the warm-up
+
+
+def test_train_longer_follows_the_budgets_of_its_arm(tmp_path: Path) -> None:
+    two = plan_of(tmp_path, LONGER, "over.warmup.budget=[50steps, 100steps]")
+    assert {r.arms[0]: r.samples for r in trainings(two) if r.arm_kind == "longer"} == {
+        "longer, budget=50steps": 10_000 + 12_800, "longer, budget=100steps": 10_000 + 25_600,
+    }  # fmt: skip
+    one = plan_of(tmp_path, LONGER, "over.rule.params.n_kinds=[8, 16]")
+    assert [row.arms[0] for row in trainings(one) if row.arm_kind == "longer"] == ["longer"]
+
+
+def test_initialisers_may_take_another_arms_trunk(tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path,
+        """
+base: base.yaml
+match: steps
+warmup_seeds: shared
+arms:
+  dyck: {warmup: warm.yaml}
+  mimetic: {init: mimetic}
+  scrambled: {init: weights_shuffled_in_heads, init_params: {trunk: "arm:dyck"}}
+seeds: [0, 1]
+""",
+    )
+    inits = [row for row in plan.rows if row.kind == "init"]
+    warmup = next(row for row in plan.rows if row.kind == "warmup")
+    assert len(inits) == 4  # a draw per seed
+    for row in inits:
+        assert row.needs == ((warmup.key,) if row.arms == ("scrambled",) else ())
+    scrambled = next(row.config for row in inits if row.arms == ("scrambled",))
+    assert scrambled.params == {"trunk": f"{warmup.folder}/trunk.safetensors"}  # type: ignore[union-attr]
+
+
+def test_a_plan_survives_its_file(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, THREE_ARMS)
+    assert load_plan(save_plan(plan)) == plan
+    manifest = json.loads((plan.home / "manifest.json").read_text())
+    assert (manifest["match"], manifest["warmup_seeds"]) == ("steps", "shared")
+    with pytest.raises(ConfigError, match="no plan of this version"):
+        load_plan(plan.home / "manifest.json")
+
+
+def arm(text: str) -> str:
+    return f"base: base.yaml\nmatch: steps\nwarmup_seeds: paired\narms: {{dyck: {text}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        (arm("{warmup: warm.yaml, trunk: x}"), "arms.dyck has warmup and trunk"),
+        (arm("{set: {rule.name: dyck}}"), "arms.dyck.set is given without arms.dyck.warmup"),
+        (arm("{blocks: '-4:'}"), "no trunk to carry"),
+        (arm("{warmup: warm.yaml, set: {seed: 3}}"), "arms.dyck.set has a seed"),
+        (arm("{extra_samples_of: dick}"), "extra_samples_of is 'dick'"),
+        (arm("{init: i, init_params: {trunk: 'arm:x'}}"), "names the arm 'x'"),
+        (arm("{warmup: worm.yaml}"), "There is no recipe 'worm.yaml'"),
+        (arm("{warmup: warm.yaml, set: {rule.nmae: dyck}}"), "rule.nmae"),
+        (arm("{warmup: warm.yaml, train: {train.lrr: 1}}"), "train.lrr"),
+        (THREE_ARMS.replace("[0.1, 1.0]", "[]"), r"over.data.fraction is \[\]"),
+        (THREE_ARMS.replace("[0, 1]", "[1, 1]"), r"seeds is \[1, 1\]"),
+        (THREE_ARMS.replace("match: steps", ""), "match has no value"),
+        (THREE_ARMS.replace("warmup_seeds: shared", ""), "warmup_seeds has no value"),
+        (THREE_ARMS + "run: {devices: 4}", "run.devices is 4"),
+        (
+            "base: base.yaml\nmatch: steps\nwarmup_seeds: shared\nover: {warmup.budget: [1steps]}",
+            "no arm has a warm-up recipe",
+        ),
+        (THREE_ARMS.replace("data.fraction", "data.fractoin"), "data.fractoin"),
+    ],
+)
+def test_contradictions_are_refused_by_name(tmp_path: Path, sweep: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_of(tmp_path, sweep)
+
+
+def test_the_command_line_may_set_the_bases_fields(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, THREE_ARMS + "set: {data.val: w}", "set.data.train=elsewhere")
+    data: Any = train_config(trainings(plan)[0]).data
+    assert (data.train, data.val) == ("elsewhere", "w")
