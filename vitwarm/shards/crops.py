@@ -1,0 +1,106 @@
+"""Crops as pure functions of (seed, epoch, row), the same for every way the images come."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from vitwarm.seeding import hash_bits, mix_u64
+
+#: Draws of a random crop before it falls back to a centred one (torchvision's number).
+ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class TrainCrop:
+    """A random crop, resized to a square, and a random flip.
+
+    `rrc`: torchvision's RandomResizedCrop (Szegedy 2014). `pad`: a square of the image's own size
+    out of the image reflected at its edges by an eighth; boxes then may begin below zero.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    hflip: float = 0.5
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mode: Literal["rrc", "pad"] = "rrc"
+
+    def box(
+        self, seed: int, epoch: int, row: int, height: int, width: int
+    ) -> tuple[int, int, int, int, bool]:
+        """Returns (top, left, height, width, flip) of one image's crop."""
+        one = self.boxes(seed, np.array([epoch]), np.array([row]), height, width)[0]
+        return int(one[0]), int(one[1]), int(one[2]), int(one[3]), bool(one[4])
+
+    def boxes(
+        self,
+        seed: int,
+        epochs: np.ndarray,
+        rows: np.ndarray,
+        heights: np.ndarray | int,
+        widths: np.ndarray | int,
+    ) -> np.ndarray:
+        """Returns float32 [b, 5]: top, left, height, width, and 1 for a flip."""
+        n = len(rows)
+        heights = np.broadcast_to(np.asarray(heights, np.float64), n)
+        widths = np.broadcast_to(np.asarray(widths, np.float64), n)
+        key = hash_bits(seed, "crop")
+        base = mix_u64(np.asarray(rows), key) ^ mix_u64(np.asarray(epochs), key ^ 1)
+        out = np.empty((n, 5), np.float32)
+        out[:, 4] = _uniform(base, 0) < self.hflip
+        if self.mode == "pad":
+            pad_h, pad_w = np.round(heights / 8), np.round(widths / 8)
+            out[:, 0] = np.floor(_uniform(base, 1) * (2 * pad_h + 1)) - pad_h
+            out[:, 1] = np.floor(_uniform(base, 2) * (2 * pad_w + 1)) - pad_w
+            out[:, 2], out[:, 3] = heights, widths
+            return out
+        self._fallback(out, heights, widths)
+        todo = np.arange(n)
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for attempt in range(ATTEMPTS):
+            some, h, w = base[todo], heights[todo], widths[todo]
+            draw = [_uniform(some, 3 + 4 * attempt + k) for k in range(4)]
+            area = h * w * (self.scale[0] + (self.scale[1] - self.scale[0]) * draw[0])
+            aspect = np.exp(low + (high - low) * draw[1])
+            box_w, box_h = np.round(np.sqrt(area * aspect)), np.round(np.sqrt(area / aspect))
+            fits = (box_w >= 1) & (box_w <= w) & (box_h >= 1) & (box_h <= h)
+            done = todo[fits]
+            out[done, 0] = np.floor(draw[2] * (h - box_h + 1))[fits]
+            out[done, 1] = np.floor(draw[3] * (w - box_w + 1))[fits]
+            out[done, 2], out[done, 3] = box_h[fits], box_w[fits]
+            todo = todo[~fits]
+            if not len(todo):
+                break
+        return out
+
+    def _fallback(self, out: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> None:
+        """Fills in the largest centred box whose aspect ratio is allowed."""
+        aspect = widths / heights
+        box_w = np.where(aspect > self.ratio[1], np.round(heights * self.ratio[1]), widths)
+        box_h = np.where(aspect < self.ratio[0], np.round(widths / self.ratio[0]), heights)
+        out[:, 0], out[:, 1] = (heights - box_h) // 2, (widths - box_w) // 2
+        out[:, 2], out[:, 3] = box_h, box_w
+
+
+@dataclass(frozen=True)
+class EvalCrop:
+    """The shorter side to size / crop_pct pixels, then the centre."""
+
+    size: int
+    crop_pct: float = 0.875
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+    @property
+    def resize(self) -> int:
+        """Pixels of the shorter side before the centre is cut out."""
+        return math.floor(self.size / self.crop_pct)
+
+
+def _uniform(base: np.ndarray, number: int) -> np.ndarray:
+    """The `number`-th uniform draw in [0, 1) of each stream, float64."""
+    bits = mix_u64(base, hash_bits(number, "draw"))
+    return (bits >> np.uint64(11)).astype(np.float64) / 2.0**53
