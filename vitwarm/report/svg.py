@@ -59,8 +59,8 @@ def ratio_ticks(low: float, high: float) -> list[float]:
 
 def tick_text(value: float, step: float) -> str:
     """Returns a tick's number with as many digits as its step needs, and a true minus sign."""
-    digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
-    if digits and abs(step * 10**digits - round(step * 10**digits)) > 1e-6:
+    digits = 0
+    while digits < 6 and abs(step * 10**digits - round(step * 10**digits)) > 1e-6:
         digits += 1
     text = f"{value:,.{digits}f}".replace("-", "−")
     return text.removeprefix("−") if not value else text

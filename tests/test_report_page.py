@@ -1,0 +1,145 @@
+"""The page is whole by itself: no network, well-formed, every label escaped, numbers in tables."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from fake_runs import write_sweep, write_training
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitwarm.report import run_report
+from vitwarm.report.svg import Scale, ratio_ticks, spread, tick_text, ticks
+
+VOID = {"meta", "link", "line", "path", "circle", "rect", "polygon", "br"}
+
+
+class Nesting(HTMLParser):
+    """Collects the open elements, and what would load something from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.errors: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            inside = (value or "").startswith(("#", "data:"))
+            if name in ("src", "href", "srcset", "xlink:href") and not inside:
+                self.loads.append(f"{tag} {name}={value}")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.errors.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def law(n: float) -> float:
+    return float(100 - (3 + 270 * n**-0.42))
+
+
+def page_of(root: Path, out: Path) -> tuple[str, Nesting]:
+    text = run_report([root], out, figures=False).page.read_text()
+    parsed = Nesting()
+    parsed.feed(text)
+    return text, parsed
+
+
+def test_page_is_self_contained_and_well_formed(tmp_path: Path) -> None:
+    arms = {"default": law, "dyck": lambda n: law(n * 1.4), "longer": law}
+    write_sweep(tmp_path / "runs", arms=arms, skip=[("dyck", 300, 1)])
+    text, parsed = page_of(tmp_path / "runs", tmp_path / "out")
+    assert parsed.errors == []
+    assert parsed.open == []
+    assert parsed.loads == []
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest", text)
+    words = " ".join(parsed.texts)
+    for heading in (
+        "Accuracy against images", "At matched images seen", "At matched total samples",
+        "Convergence", "Warm-ups", "Runs: 26 of 27 finished", "How to read this",
+    ):  # fmt: skip
+        assert heading in words
+    assert "worker ended by SIGKILL" in words
+    assert "2 of 3 seeds" in words
+    # Every picture says in words what it shows; every table has its headings.
+    pictures = re.findall(r"<svg viewBox[^>]*>", text)
+    assert all('role="img" aria-label="' in svg for svg in pictures)
+    assert text.count("<table") == text.count("<caption") == text.count("<thead")
+
+
+@pytest.mark.parametrize("n_arms", [1, 12])
+def test_page_takes_any_number_of_arms(tmp_path: Path, n_arms: int) -> None:
+    names = ["default", *(f"dyck, n_kinds={i}" for i in range(n_arms - 1))]
+    write_sweep(tmp_path / "runs", arms=dict.fromkeys(names, law), seeds=2)
+    text, parsed = page_of(tmp_path / "runs", tmp_path / "out")
+    assert parsed.errors == []
+    assert text.count('<button type="button" data-arm') == n_arms
+
+
+def test_labels_from_recipes_are_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script>&\""
+    arms = {"default": law, "dyck": law, f"dyck {evil}": law}
+    write_sweep(tmp_path / "runs", arms=arms, name="toy")
+    write_training(tmp_path / "runs", arm="default", seed=5, top1=None, failure=evil, name="bad")
+    text, parsed = page_of(tmp_path / "runs", tmp_path / "out")
+    assert "<script>alert" not in text
+    assert parsed.errors == []
+    assert text.count("<script>") == 1
+
+
+def test_a_page_of_one_fraction_or_of_no_result_still_works(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "one", arms={"default": law, "dyck": law}, sizes=(1000,))
+    write_training(tmp_path / "none", top1=None)
+    for name in ("one", "none"):
+        _, parsed = page_of(tmp_path / name, tmp_path / "out")
+        assert parsed.errors == []
+    assert "No image training has finished yet." in " ".join(parsed.texts)
+
+
+numbers = st.floats(-1e6, 1e6)
+
+
+@given(st.lists(st.floats(-50, 350), min_size=1, max_size=12))
+def test_spread_keeps_labels_apart_and_in_order(values: list[float]) -> None:
+    placed = spread(values, gap=16, low=0, high=300)
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    for a, b in itertools.pairwise(order):
+        assert placed[b] - placed[a] >= 16 - 1e-6
+    assert all(0 - 1e-6 <= place <= 300 + 1e-6 for place in placed)
+    if len(values) == 1:
+        assert placed[0] == pytest.approx(min(max(values[0], 0), 300))
+
+
+@given(numbers, st.floats(1e-3, 1e6))
+def test_ticks_are_round_and_inside(low: float, span: float) -> None:
+    found = ticks(low, low + span)
+    assert 1 <= len(found) <= 8
+    assert all(low - span * 1e-6 <= value <= low + span * (1 + 1e-6) for value in found)
+
+
+@given(st.floats(0.05, 1.0), st.floats(1.0, 20.0))
+def test_ratio_ticks_hold_one(low: float, high: float) -> None:
+    found = ratio_ticks(low, high)
+    assert 1.0 in found
+    assert all(low <= value <= high for value in found)
+
+
+def test_numbers_on_axes() -> None:
+    assert tick_text(-0.5, 0.5) == "−0.5"
+    assert tick_text(2.5, 2.5) == "2.5"
+    assert tick_text(12_000, 2000) == "12,000"
+    assert tick_text(-0.0, 1) == "0"
+    scale = Scale(10, 1000, 0, 100, is_log=True)
+    assert scale(100) == pytest.approx(50)
