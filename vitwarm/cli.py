@@ -20,7 +20,7 @@ COMMANDS = {
     "warmup": ("vitwarm.commands.warmup", "warm up a trunk on token sequences of a rule"),
     "handoff": ("vitwarm.commands.handoff", "give a warmed trunk a fresh patch embedding"),
     "train": ("vitwarm.commands.train", "train or fine-tune an image model on shards"),
-    "sweep": ("vitwarm.commands.sweep", "arms x fractions x paired seeds"),
+    "sweep": ("vitwarm.sweep", "arms x fractions x paired seeds"),
     "report": ("vitwarm.report", "data-efficiency curves from records"),
     "shards": ("vitwarm.shards.tools", "make, check and look at image shards"),
     "rules": ("vitwarm.rules.look", "look at a rule before training on it"),
