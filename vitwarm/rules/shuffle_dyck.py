@@ -101,23 +101,28 @@ def _fill_brackets(
     out: Ids, key: np.uint64, rows: Rows, n_kinds: int, p: np.uint64, cap: int, balanced: bool
 ) -> None:
     # The open brackets are a bag: a close takes any of them and the last one moves into its place.
-    n_rows, n_tokens = out.shape
-    bag = np.empty(n_tokens + 2, np.int16)
+    n_rows = len(out)
+    n_tokens = np.uint64(out.shape[1])
+    bag = np.empty(n_tokens + np.uint64(2), np.int16)
     kinds = np.uint64(n_kinds)
+    zero, one, most = np.uint64(0), np.uint64(1), np.uint64(cap)
+    bag[:] = 0
     for b in range(n_rows):
+        row = out[b]
         state = stream(key, rows[b])
-        depth = 0
+        depth = zero
         for t in range(n_tokens):
             state += GAMMA
             bits = mixed(state)
-            room = (depth < cap) & ((not balanced) | (n_tokens - t > depth))
-            opens = (depth == 0) | (room & happens(bits, p))
-            choice = np.int64(below(bits, kinds if opens else np.uint64(depth)))
-            # Opening writes to bag[depth]; closing copies bag[depth - 1] to bag[choice].
-            kind = np.int16(choice) if opens else bag[choice]
-            bag[depth if opens else choice] = kind if opens else bag[depth - 1]
-            out[b, t] = kind if opens else kind + n_kinds
-            depth += 1 if opens else -1
+            limit = min(most, n_tokens - t) if balanced else most
+            opens = (depth == zero) | ((depth < limit) & happens(bits, p))
+            # Opening writes to bag[depth]; closing moves bag[depth - 1] to the place it takes from.
+            choice = below(bits, kinds if opens else depth)
+            place = depth if opens else choice
+            kind = np.int16(choice) if opens else bag[place]
+            bag[place] = kind if opens else bag[depth - one]
+            row[t] = kind if opens else kind + n_kinds
+            depth = depth + one if opens else depth - one
 
 
 @compiled

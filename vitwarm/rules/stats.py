@@ -1,0 +1,204 @@
+"""What a rule is like, in numbers: depth, distances, entropy, and what trivial predictors reach.
+
+Easy tasks transfer worst: look at the gap between the best trivial predictor and the ceiling before
+a warm-up is paid for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitwarm.rules.automata import CellularAutomaton
+from vitwarm.rules.base import Bools, Ids, Rule
+from vitwarm.rules.dyck import BracketRule
+from vitwarm.rules.hide import IGNORE, hide
+from vitwarm.rules.make import find_preset, rule_config
+from vitwarm.rules.shuffled import Shuffled
+
+#: Sequences that the ceiling is measured on: some of its methods take milliseconds for each.
+CEILING_SEQUENCES = 64
+
+
+def rule_stats(
+    rule: Rule,
+    *,
+    seed: int = 0,
+    n_sequences: int = 512,
+    n_tokens: int = 196,
+    hide_share: float | None = None,
+) -> dict[str, Any]:
+    """Measures a rule on a sample of its sequences; the result is ready for JSON.
+
+    Args:
+        n_tokens: asked length; the rule's own next shorter one is measured.
+        hide_share: share of maskable tokens that is hidden; None: the rule's own.
+    Returns: a mapping with `ids`, `hidden`, `predictors` (accuracies on hidden tokens, as shares),
+        `ceiling`, `equal_id_distance`, and for brackets `brackets`; shares lie in [0, 1].
+    Raises: RuleError: an impossible length or share.
+    """
+    n_words = rule.fit_length(n_tokens)
+    start = rule.evaluation_start
+    ids = rule.sample(seed, start, n_sequences, n_words)
+    visible, targets = np.empty_like(ids), np.empty_like(ids)
+    hide(rule, ids, visible, targets, seed=seed, start=start, hide_share=hide_share)
+    hidden = targets != IGNORE
+    counts = np.bincount(ids.ravel(), minlength=rule.n_ids)
+    hidden_counts = np.bincount(ids[hidden], minlength=rule.n_ids)
+    few = slice(0, CEILING_SEQUENCES)
+    plain = rule.of if isinstance(rule, Shuffled) else rule
+    return {
+        "rule": rule_config(rule),
+        "preset": find_preset(rule),
+        "seed": seed,
+        "start": start,
+        "n_sequences": n_sequences,
+        "n_tokens": n_words,
+        "ids": {
+            "n_ids": rule.n_ids,
+            "used": int((counts > 0).sum()),
+            "entropy_bits": _entropy_bits(counts),
+            "pad_share": _pad_share(rule, ids, seed, start),
+        },
+        "hidden": {
+            "share": float(hidden.mean()),
+            "mean_per_sequence": float(hidden.sum(axis=1).mean()),
+            "ids_used": int((hidden_counts > 0).sum()),
+            "entropy_bits": _entropy_bits(hidden_counts),
+        },
+        "predictors": predictor_accuracies(plain, ids, visible, hidden),
+        "ceiling": rule.ceiling(ids[few], visible[few])._asdict(),
+        "equal_id_distance": _equal_id_distance(ids, hidden),
+        "brackets": bracket_stats(rule, ids) if isinstance(rule, BracketRule) else None,
+    }
+
+
+def predictor_accuracies(rule: Rule, ids: Ids, visible: Ids, hidden: Bools) -> dict[str, float]:
+    """Returns the share of the hidden tokens that predictors without any insight get right.
+
+    Args:
+        ids, visible, hidden: [B, T]; `visible` has the mask id where hidden.
+    """
+    wanted = ids[hidden]
+    if not len(wanted):
+        return {}
+    frequent = np.bincount(wanted).argmax()
+    hideable = ~hidden & np.isin(ids, np.unique(wanted))
+    guesses: dict[str, NDArray[Any]] = {
+        "most frequent hidden id": np.full(ids.shape, frequent),
+        "visible token to the left": _nearest(visible, ~hidden),
+        "visible token to the right": _nearest(visible[:, ::-1], ~hidden[:, ::-1])[:, ::-1],
+        "most frequent such id in the sequence": _modes(visible, hideable),
+    }
+    if isinstance(rule, BracketRule):
+        opens = visible < rule.n_kinds
+        guesses["nearest opening token to the left"] = _nearest(visible, opens) + rule.n_kinds
+    if isinstance(rule, CellularAutomaton):
+        _, columns, _ = rule.plane(ids.shape[1])
+        above = np.full(ids.shape, -1, dtype=np.int16)
+        above[:, columns:] = visible[:, :-columns]
+        guesses["token above"] = above
+    return {name: float((guess[hidden] == wanted).mean()) for name, guess in guesses.items()}
+
+
+def bracket_stats(rule: BracketRule, ids: Ids) -> dict[str, Any]:
+    """Returns depths and distances of bracket words.
+
+    A close is matched with the last open bracket of its kind: in Dyck words that is its partner,
+    in Dyck-Shuffle one of the possible ones. The closing run is the number of closes at the end.
+    """
+    steps = np.where(ids < rule.n_kinds, 1, -1)
+    depth = steps.cumsum(axis=1)
+    closes = steps < 0
+    last_open = np.where(~closes, np.arange(ids.shape[1]), -1).max(axis=1)
+    run = ids.shape[1] - 1 - last_open
+    distance = match_distances(rule, ids)
+    deepest = depth.max(axis=1)
+    return {
+        "mean_max_depth": float(deepest.mean()),
+        "sd_max_depth": float(deepest.std(ddof=1)) if len(ids) > 1 else None,
+        "mean_closing_run": float(run.mean()),
+        "sd_closing_run": float(run.std(ddof=1)) if len(ids) > 1 else None,
+        "match_distance": _quantiles(distance),
+        "adjacent_share": float((distance == 1).mean()) if len(distance) else None,
+        "depth_profile": [round(float(d), 3) for d in depth.mean(axis=0)],
+    }
+
+
+def match_distances(rule: BracketRule, ids: Ids) -> NDArray[np.int64]:
+    """Returns, for every close of every sequence, how many tokens before it its bracket opened."""
+    found: list[int] = []
+    for row in ids.tolist():
+        opened: dict[int, list[int]] = {}
+        for place, token in enumerate(row):
+            if token < rule.n_kinds:
+                opened.setdefault(token, []).append(place)
+            else:
+                found.append(place - opened[token - rule.n_kinds].pop())
+    return np.array(found, dtype=np.int64)
+
+
+def _equal_id_distance(ids: Ids, hidden: Bools) -> dict[str, Any]:
+    """Distance from a hidden token to the nearest visible one with its id, over all sequences."""
+    found: list[int] = []
+    alone = 0
+    for row, mask in zip(ids, hidden, strict=True):
+        places = np.flatnonzero(~mask)
+        for place in np.flatnonzero(mask):
+            same = places[row[places] == row[place]]
+            if len(same):
+                found.append(int(np.abs(same - place).min()))
+            else:
+                alone += 1
+    n_hidden = alone + len(found)
+    return {**_quantiles(np.array(found)), "none_share": alone / n_hidden if n_hidden else None}
+
+
+def _quantiles(values: NDArray[np.int64]) -> dict[str, Any]:
+    names = ("median", "p90", "p99")
+    if not len(values):
+        return dict.fromkeys(("mean", *names, "shares"))
+    cuts = np.quantile(values, (0.5, 0.9, 0.99))
+    found = {"mean": float(values.mean()), **dict(zip(names, map(float, cuts), strict=True))}
+    return {**found, "shares": _octaves(values)}
+
+
+def _octaves(distances: NDArray[np.int64]) -> dict[str, float]:
+    """Returns the share of the distances in 1, 2-3, 4-7, 8-15, ..."""
+    counts = np.bincount(np.log2(distances).astype(np.int64))
+    names = ["1"] + [f"{2**i}-{2 ** (i + 1) - 1}" for i in range(1, len(counts))]
+    return dict(zip(names, (counts / len(distances)).tolist(), strict=True))
+
+
+def _pad_share(rule: Rule, ids: Ids, seed: int, start: int) -> float:
+    rows = np.arange(start, start + len(ids), dtype=np.uint64)
+    pads = 0
+    for part, places, offset in rule.parts(seed, rows):
+        if part.pad_id is not None:
+            pads += int((ids[places] == part.pad_id + offset).sum())
+    return pads / ids.size
+
+
+def _entropy_bits(counts: NDArray[np.int64]) -> float:
+    shares = counts[counts > 0] / max(counts.sum(), 1)
+    return float(-(shares * np.log2(shares)).sum()) + 0.0
+
+
+def _nearest(ids: Ids, usable: Bools) -> Ids:
+    """Returns at every place the id of the last usable token before it; -1 where there is none."""
+    places = np.where(usable, np.arange(ids.shape[1]), -1)
+    before = np.maximum.accumulate(places, axis=1)
+    before = np.concatenate([np.full((len(ids), 1), -1), before[:, :-1]], axis=1)
+    found = np.take_along_axis(ids, np.maximum(before, 0), axis=1)
+    return np.where(before < 0, -1, found).astype(np.int16)
+
+
+def _modes(ids: Ids, usable: Bools) -> Ids:
+    """Returns at every place the most frequent usable id of its sequence."""
+    modes = [
+        np.bincount(row[mask]).argmax() if mask.any() else -1
+        for row, mask in zip(ids, usable, strict=True)
+    ]
+    return np.repeat(np.array(modes, dtype=np.int16)[:, None], ids.shape[1], axis=1)
