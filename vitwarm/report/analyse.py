@@ -123,7 +123,7 @@ def _describe_arms(trials: list[Trial]) -> list[Arm]:
                 kind=own[0].kind,
                 longer_than=own[0].longer_than,
                 warmup_samples=_one(record.warmup_samples for record in records),
-                verdicts=dict(Counter(str(r.verdict) for r in records if r.verdict)),
+                verdicts=dict(Counter(t.verdict for t in own if t.verdict)),
             )
         )
     return arms
@@ -260,8 +260,7 @@ def _converge(trial: Trial) -> Convergence | None:
     if trial.folder is None or trial.record is None or trial.state != "finished":
         return None
     lines = [line for line in read_metrics(trial.folder) if line.get("kind") == "eval"]
-    name = "ema_top1_percent" if trial.record.top1_weights == "ema" else "top1_percent"
-    lines = [line for line in lines if line.get(name) is not None]
+    lines = [line for line in lines if line.get("top1_percent") is not None]
     steps, seen = trial.record.steps, trial.record.images_seen
     if not lines or not steps or not seen:
         return None
@@ -271,7 +270,7 @@ def _converge(trial: Trial) -> Convergence | None:
         seed=trial.seed,
         steps=[int(line["step"]) for line in lines],
         images_seen=[round(line["step"] * seen / steps) for line in lines],
-        top1=[float(line[name]) for line in lines],
+        top1=[float(line["top1_percent"]) for line in lines],
     )
 
 
@@ -325,7 +324,7 @@ def _line(trial: Trial) -> RunLine:
     facts |= {
         "arm": trial.arm, "fraction": trial.fraction, "n_images": trial.n_images,
         "seed": trial.seed, "state": trial.state, "reason": trial.reason,
-        "folder": trial.folder.name if trial.folder else "",
+        "folder": trial.folder.name if trial.folder else "", "verdict": trial.verdict,
     }  # fmt: skip
     return RunLine(**facts)
 

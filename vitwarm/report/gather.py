@@ -42,6 +42,8 @@ class Trial:
     record: Record | None = None
     longer_than: str | None = None
     """For `longer`: the arm whose warm-up's samples were added to the images seen."""
+    verdict: str | None = None
+    """On the warm-up that it starts from."""
 
 
 @dataclass(kw_only=True)
@@ -113,52 +115,71 @@ def _find_manifests(roots: Iterable[str | Path]) -> list[Path]:
 def _read_sweep(path: Path, runs: dict[Path, FoundRun], claimed: set[Path]) -> list[Section]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        rows = manifest["rows"]
+        rows = [_with_state(path.parent, row) for row in manifest["rows"]]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ReportError(
             f"{path} is no sweep manifest ({error}). Start the sweep again; it writes a new one "
             "and runs nothing twice."
         ) from error
     sections: dict[str, Section] = {}
-    for row in (_with_state(path.parent, row) for row in rows):
+
+    def section_of(setting: dict[str, Any]) -> Section:
+        words = [f"{name.split('.')[-1]} = {value}" for name, value in setting.items()]
+        return sections.setdefault(
+            json.dumps(setting, sort_keys=True),
+            Section(
+                title=" · ".join([manifest["name"], *words]),
+                match=manifest["match"],
+                warmup_seeds=manifest["warmup_seeds"],
+                setting=setting,
+            ),
+        )
+
+    verdicts: dict[str, str | None] = {}
+    for row in rows:  # warm-ups stand before the trainings that start from them
         run = _find_run(path.parent, row.get("folder"), runs)
         if run is not None:
             claimed.add(run.path.resolve())
-        state, reason = _state_of(run, row)
-        folder = run.path if run else None
-        record = run.record if run else None
         if row["kind"] == "warmup":
-            warmup = Warmup(
-                arms=list(row["arms"]), seed=row["seed"], state=state, reason=reason,
-                folder=folder, record=record,
-            )  # fmt: skip
-            settings = row.get("settings") or [{}]
+            warmup = _to_warmup(row, run)
+            verdicts[str(row.get("key"))] = warmup.record.verdict if warmup.record else None
+            for setting in row.get("settings") or [{}]:
+                section_of(setting).warmups.append(warmup)
         elif row["kind"] == "train":
-            settings = [row.get("setting") or {}]
-        else:
-            continue
-        for setting in settings:
-            key = json.dumps(setting, sort_keys=True)
-            if key not in sections:
-                words = [f"{name.split('.')[-1]} = {value}" for name, value in setting.items()]
-                sections[key] = Section(
-                    title=" · ".join([manifest["name"], *words]),
-                    match=manifest["match"],
-                    warmup_seeds=manifest["warmup_seeds"],
-                    setting=setting,
-                )
-            if row["kind"] == "warmup":
-                sections[key].warmups.append(warmup)
-                continue
-            sections[key].trials.append(
-                Trial(
-                    arm=row["arm"], kind=row["arm_kind"], seed=row["seed"],
-                    fraction=row.get("fraction"), n_images=row.get("n_images"), state=state,
-                    reason=reason, folder=folder, record=record,
-                    longer_than=row.get("extra_samples_of"),
-                )
-            )  # fmt: skip
+            trial = _to_trial(row, run)
+            trial.verdict = trial.verdict or verdicts.get(str(row.get("trunk_of")))
+            section_of(row.get("setting") or {}).trials.append(trial)
     return list(sections.values())
+
+
+def _to_warmup(row: dict[str, Any], run: FoundRun | None) -> Warmup:
+    state, reason = _state_of(run, row)
+    return Warmup(
+        arms=list(row["arms"]),
+        seed=row["seed"],
+        state=state,
+        reason=reason,
+        folder=run.path if run else None,
+        record=run.record if run else None,
+    )
+
+
+def _to_trial(row: dict[str, Any], run: FoundRun | None) -> Trial:
+    state, reason = _state_of(run, row)
+    record = run.record if run else None
+    return Trial(
+        arm=row["arm"],
+        kind=row["arm_kind"],
+        seed=row["seed"],
+        fraction=row.get("fraction"),
+        n_images=row.get("n_images"),
+        state=state,
+        reason=reason,
+        folder=run.path if run else None,
+        record=record,
+        longer_than=row.get("extra_samples_of"),
+        verdict=record.verdict if record else None,
+    )
 
 
 def _with_state(home: Path, row: dict[str, Any]) -> dict[str, Any]:
@@ -229,7 +250,7 @@ def _group_others(runs: list[FoundRun]) -> list[Section]:
                 arm=arm_of(record) if record else str(plain.get("arm") or "unnamed"), kind=kind,
                 seed=int(plain.get("seed", 0)), fraction=plain.get("data", {}).get("fraction"),
                 n_images=record.n_train_images if record else None, state=state, reason=reason,
-                folder=run.path, record=record,
+                folder=run.path, record=record, verdict=record.verdict if record else None,
             )
         )  # fmt: skip
     found = list(sections.values())
