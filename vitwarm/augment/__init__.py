@@ -87,8 +87,8 @@ class Augmentation:
             images: uint8 [b, 3, H, W], cropped and flipped; not changed.
             labels: int64 [b], on the same device.
             rows, epochs: int64 [b], on the host: who each image is.
-            positions: int64 [b], on the host: places in the global order; with mixing consecutive,
-                beginning with an even one.
+            positions: int64 [b], on the host: places in the global order; with mixing in pairs
+                2k, 2k + 1.
         """
         _, _, height, width = images.shape
         draws = Draws(self.seed, "image", epochs, rows)
@@ -122,9 +122,7 @@ class Augmentation:
             index, boxes, starts = (there[f"erase/{name}"] for name in ("which", "boxes", "starts"))
             erase(out, index, boxes, starts, self._bank(images))
         if self.mixing is None:
-            return Augmented(
-                out, Targets(labels, labels, torch.ones_like(labels, dtype=torch.float32))
-            )
+            return Augmented(out, Targets(labels))
         mix_images(out, there["mix/boxes"], there["mix/weights"])
         partners = labels.view(-1, 2).flip(1).flatten()
         return Augmented(out, Targets(labels, partners, there["mix/shares"]))

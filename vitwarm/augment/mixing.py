@@ -27,18 +27,27 @@ class Targets(NamedTuple):
 
     labels: Tensor
     """int64 [b]."""
-    partners: Tensor
-    """int64 [b]; the label itself where nothing is mixed."""
-    shares: Tensor
-    """float32 [b] in [0, 1]."""
+    partners: Tensor | None = None
+    """int64 [b]; None where nothing is mixed."""
+    shares: Tensor | None = None
+    """float32 [b] in [0, 1]; None where nothing is mixed."""
+
+    def part(self, some: slice) -> Targets:
+        """Returns the targets of some of the images."""
+        if self.partners is None or self.shares is None:
+            return Targets(self.labels[some])
+        return Targets(self.labels[some], self.partners[some], self.shares[some])
 
     def soft(self, n_classes: int, *, smoothing: float = 0.0) -> Tensor:
         """Returns the targets as probabilities, float32 [b, n_classes]."""
         off = smoothing / n_classes
         soft = torch.full((len(self.labels), n_classes), off, device=self.labels.device)
-        gain = (1 - smoothing) * self.shares[:, None]
-        soft.scatter_add_(1, self.labels[:, None], gain)
-        return soft.scatter_add_(1, self.partners[:, None], 1 - smoothing - gain)
+        if self.partners is None or self.shares is None:
+            own = torch.full_like(soft[:, :1], 1 - smoothing)
+            return soft.scatter_add_(1, self.labels[:, None], own)
+        own = (1 - smoothing) * self.shares[:, None]
+        soft.scatter_add_(1, self.labels[:, None], own)
+        return soft.scatter_add_(1, self.partners[:, None], 1 - smoothing - own)
 
 
 class Mix(NamedTuple):
@@ -68,10 +77,11 @@ class Mixing:
         """Draws the mixing of a batch.
 
         Args:
-            positions: int64 [b], consecutive, the first one even, b even.
+            positions: int64 [b], in pairs 2k, 2k + 1.
         Raises: ValueError: positions that cut a pair.
         """
-        if len(positions) % 2 or (positions[::2] % 2).any() or (np.diff(positions) != 1).any():
+        whole = len(positions) % 2 == 0
+        if not whole or (positions[::2] % 2).any() or (positions[1::2] - positions[::2] != 1).any():
             raise ValueError(f"positions {positions[:4]}... of {len(positions)} images cut a pair")
         draws = Draws(seed, "mixing", positions[::2] // 2)
         switch, applied, beta, y, x = draws.uniform("switch", "applied", "beta", "y", "x")

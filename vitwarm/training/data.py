@@ -1,0 +1,221 @@
+"""Which way the images come: through a loader, or resident on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitwarm.augment import Augmentation, Mixing
+from vitwarm.callbacks import WaitMeter
+from vitwarm.config import TrainConfig
+from vitwarm.loop import World, choose_device
+from vitwarm.resident import ResidentImages, resize_and_crop
+from vitwarm.shards import (
+    Decoded,
+    EvalCrop,
+    ShardIndex,
+    TrainCrop,
+    decode_all,
+    make_train_loader,
+    make_val_loader,
+)
+from vitwarm.training.evaluate import Validation
+from vitwarm.training.feed import LoaderFeed, ResidentFeed, here
+from vitwarm.training.plan import TrainPlan
+
+#: `data.resident: auto` keeps images on the device up to this side and these bytes.
+RESIDENT_SIDE = 64
+RESIDENT_BYTES = 2 << 30
+
+#: Validation images that are resized once and kept, in bytes of all of them.
+KEEP_BYTES = 1 << 29
+
+
+def make_augmentation(train: TrainConfig, *, seed: int) -> Augmentation:
+    """Returns the per-batch augmentation of a config."""
+    mixing = None
+    if train.mixup > 0 or train.cutmix > 0:
+        mixing = Mixing(
+            mixup=train.mixup,
+            cutmix=train.cutmix,
+            prob=train.mixup_prob,
+            switch_prob=train.mixup_switch_prob,
+        )
+    return Augmentation(
+        seed=seed,
+        mean=train.mean,
+        std=train.std,
+        aa=train.aa,
+        color_jitter=train.color_jitter,
+        reprob=train.reprob,
+        mixing=mixing,
+        interpolation=train.interpolation,
+    )
+
+
+def make_train_crop(plan: TrainPlan) -> TrainCrop:
+    """Returns the random crop of a plan."""
+    train = plan.config.train
+    return TrainCrop(
+        size=plan.img_size,
+        scale=(train.scale[0], train.scale[1]),
+        ratio=(train.ratio[0], train.ratio[1]),
+        hflip=train.hflip,
+        interpolation=train.interpolation,
+        mode=train.train_crop,
+    )
+
+
+def make_eval_crop(plan: TrainPlan) -> EvalCrop:
+    """Returns the evaluation's crop of a plan."""
+    train = plan.config.train
+    return EvalCrop(size=plan.img_size, crop_pct=train.crop_pct, interpolation=train.interpolation)
+
+
+class Pictures:
+    """The images of one run: where they come from and how they are fed."""
+
+    def __init__(self, plan: TrainPlan) -> None:
+        """Decides between the two ways, and decodes the images of a resident set.
+
+        Raises: ShardError: images that cannot be read, or `data.resident=on` with several sizes.
+        """
+        self.plan = plan
+        self.device = choose_device(plan.config.run)
+        self.resident = wants_resident(plan)
+        self._train = self._val = None
+        if self.resident:
+            self._train = decoded(plan.train, plan.subset.rows)
+            self._val = decoded(plan.val, np.arange(plan.val.n_images))
+
+    def feed(self, *, start_step: int) -> tuple[LoaderFeed | ResidentFeed, WaitMeter]:
+        """Returns what the model is fed from a step on, and a meter of the waiting for it."""
+        plan, train = self.plan, self.plan.config.train
+        augment = make_augmentation(train, seed=plan.config.seed)
+        crop = make_train_crop(plan)
+        if self._train is not None:
+            feed = ResidentFeed(
+                _rows_of(self._train, plan.train, plan.subset.rows),
+                plan.order,
+                crop=crop,
+                augment=augment,
+                seed=plan.config.seed,
+                cut=plan.cut,
+                world=plan.world,
+                start_step=start_step,
+                n_steps=plan.n_steps,
+                device=self.device,
+                unreadable=self._train.unreadable,
+            )
+            return feed, WaitMeter(())  # nothing to wait for
+        loader = make_train_loader(
+            plan.train,
+            plan.order,
+            crop=crop,
+            seed=plan.config.seed,
+            batch_size=plan.cut.batch_size,
+            micro_batch_size=plan.cut.micro_batch_size,
+            rank=plan.world.rank,
+            world_size=plan.world.size,
+            start_step=start_step,
+            n_steps=plan.n_steps,
+            workers=plan.config.run.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        meter = WaitMeter(loader)
+        return LoaderFeed(meter, augment, self.device), meter
+
+    def validation(self, world: World) -> Validation:
+        """Returns a process's share of the validation images."""
+        plan, train = self.plan, self.plan.config.train
+        crop = make_eval_crop(plan)
+        batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+        if self._val is not None:
+            rows = np.arange(plan.val.n_images)
+            images = _rows_of(self._val, plan.val, rows)
+            batches = _ResidentBatches(images, crop, plan.cut.micro_batch_size, world, self.device)
+        else:
+            loader = make_val_loader(
+                plan.val,
+                crop=crop,
+                batch_size=plan.cut.micro_batch_size,
+                rank=world.rank,
+                world_size=world.size,
+                workers=plan.config.run.workers,
+                pin_memory=self.device.type == "cuda",
+            )
+
+            def batches() -> Iterator[tuple[Tensor, Tensor]]:
+                return ((batch.images, batch.labels) for batch in loader)
+
+        return Validation(batches, n_images=plan.val.n_images, mean=train.mean, std=train.std)
+
+
+class _ResidentBatches:
+    """Validation batches of images on the device, resized once if they are few enough to keep."""
+
+    def __init__(
+        self, images: ResidentImages, crop: EvalCrop, size: int, world: World, device: torch.device
+    ) -> None:
+        self.images = images
+        self.crop = crop
+        self.size = size
+        n = len(images)
+        self.part = range(n * world.rank // world.size, n * (world.rank + 1) // world.size)
+        self.device = device
+        self.kept: list[Tensor] = []
+        self.keeps = len(self.part) * 3 * crop.size**2 <= KEEP_BYTES
+
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.images = self.images.to(here(self.device))
+        for number, start in enumerate(range(self.part.start, self.part.stop, self.size)):
+            some = slice(start, min(start + self.size, self.part.stop))
+            if number < len(self.kept):
+                batch = self.kept[number]
+            else:
+                batch = resize_and_crop(
+                    self.images.images[some],
+                    resize=self.crop.resize,
+                    size=self.crop.size,
+                    interpolation=self.crop.interpolation,
+                )
+                if self.keeps:
+                    self.kept.append(batch)
+            yield batch, self.images.labels[some]
+
+
+def wants_resident(plan: TrainPlan) -> bool:
+    """Whether the images of a plan are to live on the device."""
+    wanted = plan.config.data.resident
+    if wanted != "auto":
+        return wanted == "on"
+    height, width = decode_all(plan.train, plan.subset.rows[:1]).images.shape[2:]
+    n_bytes = 3 * height * width * (plan.n_images + plan.val.n_images)
+    return max(height, width) <= RESIDENT_SIDE and n_bytes <= RESIDENT_BYTES
+
+
+_decoded: dict[str, tuple[np.ndarray, Decoded]] = {}
+
+
+def decoded(index: ShardIndex, rows: np.ndarray) -> Decoded:
+    """Decodes some rows of an index; what this process decoded before is used again.
+
+    A sweep trains many times on fractions of one set in one process.
+    """
+    known = _decoded.get(index.sha256)
+    if known is None or not np.isin(rows, known[0]).all():
+        if len(_decoded) >= 4:
+            _decoded.clear()
+        _decoded[index.sha256] = (rows, decode_all(index, rows))
+    have, images = _decoded[index.sha256]
+    if len(have) == len(rows):
+        return images
+    places = torch.from_numpy(np.searchsorted(have, rows))
+    return Decoded(images.images[places], np.intersect1d(images.unreadable, rows))
+
+
+def _rows_of(images: Decoded, index: ShardIndex, rows: np.ndarray) -> ResidentImages:
+    return ResidentImages(images.images, np.asarray(index.labels)[rows].astype(np.int64), rows)

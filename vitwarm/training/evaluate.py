@@ -1,0 +1,177 @@
+"""Top-1 and top-5 on the whole validation set: summed counts, and the count is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from vitwarm.augment import normalise
+from vitwarm.callbacks import StopRequest
+from vitwarm.errors import TrainingFailed
+from vitwarm.records import RunFolder
+from vitwarm.training.losses import evaluation_sums
+from vitwarm.training.module import ImageModule
+
+#: Batches between two looks at the stop flag inside an evaluation.
+CHECK_EVERY_BATCHES = 20
+
+
+class Validation:
+    """The validation images as the model sees them, this process's share of them."""
+
+    def __init__(
+        self,
+        batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+        *,
+        n_images: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        """Remembers how to get at the images.
+
+        Args:
+            batches: gives uint8 images [b, 3, H, W] and int64 labels, anew at each call; no image
+                twice, and all of them over all processes.
+            n_images: of the whole set.
+            mean, std: per channel, in [0, 1].
+        """
+        self.batches = batches
+        self.n_images = n_images
+        self.scale = torch.tensor([1 / (255 * s) for s in std])
+        self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
+
+    def on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields normalised images and labels on a device."""
+        scale, shift = self.scale.to(device), self.shift.to(device)
+        for images, labels in self.batches():
+            there = images.to(device, non_blocking=True)
+            yield normalise(there, scale, shift), labels.to(device, non_blocking=True)
+
+
+@torch.no_grad()
+def evaluate(
+    vits: Sequence[nn.Module],
+    validation: Validation,
+    *,
+    device: torch.device,
+    bf16: bool,
+    world_size: int = 1,
+    between: Callable[[], None] | None = None,
+) -> list[dict[str, float]]:
+    """Measures models on the whole validation set, in one pass over the images.
+
+    Args:
+        vits: on `device`; left in the mode (training or not) that they are in.
+        bf16: autocast.
+        world_size: with several processes a collective; every one gets the same numbers.
+        between: called every few batches, by all processes alike if they have equal shares.
+    Returns: per model `top1_percent`, `top5_percent`, `val_loss` in nats per image.
+    Raises: TrainingFailed: not every image of the set was seen exactly once.
+    """
+    modes = [vit.training for vit in vits]
+    for vit in vits:
+        vit.eval()
+    sums = torch.zeros(len(vits), 4, dtype=torch.float64, device=device)
+    for number, (images, labels) in enumerate(validation.on(device)):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            logits = [vit(images) for vit in vits]
+        sums += torch.stack([evaluation_sums(logits_BC, labels) for logits_BC in logits])
+        if between and number % CHECK_EVERY_BATCHES == CHECK_EVERY_BATCHES - 1:
+            between()
+    for vit, mode in zip(vits, modes, strict=True):
+        vit.train(mode)
+    if world_size > 1:
+        torch.distributed.all_reduce(sums)
+    found = round(float(sums[0, 3]))
+    if found != validation.n_images:
+        raise TrainingFailed(
+            f"The evaluation saw {found:,} images, but data.val holds {validation.n_images:,}. "
+            "Run `vitwarm shards check` on it."
+        )
+    return [
+        {
+            "top1_percent": 100 * hits1 / found,
+            "top5_percent": 100 * hits5 / found,
+            "val_loss": loss / found,
+        }
+        for loss, hits1, hits5, _ in sums.tolist()
+    ]
+
+
+def evaluate_module(module: ImageModule, validation: Validation, **how: Any) -> dict[str, float]:
+    """Evaluates the weights and, where there is one, their moving average.
+
+    Returns: the figures of the average where it is kept, those of the raw weights under
+        `raw_top1_percent` …; else of the raw weights alone.
+    """
+    vits = [module.vit, *([module.ema_vit] if module.ema_vit is not None else [])]
+    raw, *ema = evaluate(vits, validation, **how)
+    if not ema:
+        return raw
+    return {**ema[0], **{f"raw_{name}": value for name, value in raw.items()}}
+
+
+def evaluation_steps(n_steps: int, evaluations: int) -> set[int]:
+    """Returns the steps after which to evaluate: evenly spaced, the last one at the end."""
+    return {max(1, round(k * n_steps / evaluations)) for k in range(1, evaluations + 1)}
+
+
+class Evaluation(Callback):
+    """Evaluates after certain steps and writes what it found to metrics.jsonl."""
+
+    def __init__(
+        self,
+        validation: Validation,
+        steps: set[int],
+        *,
+        run: RunFolder,
+        stop: StopRequest,
+        bf16: bool,
+        images_per_step: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self.validation = validation
+        self.steps = steps
+        self.run = run
+        self.stop = stop
+        self.bf16 = bf16
+        self.images_per_step = images_per_step
+        self.say = say
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run that was stopped inside an evaluation makes up for it.
+        assert isinstance(pl_module, ImageModule)
+        self._evaluate_if_due(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.at_step_end(batch_idx):
+            self._evaluate_if_due(trainer, pl_module)
+
+    def _evaluate_if_due(self, trainer: Trainer, module: ImageModule) -> None:
+        step = module.steps_done
+        if step not in self.steps or module.evaluation.get("step") == step:
+            return
+        # Processes have shares that differ by a batch, and a look at the flag is a collective.
+        alone = trainer.world_size == 1
+        found = evaluate_module(
+            module,
+            self.validation,
+            device=module.device,
+            bf16=self.bf16,
+            world_size=trainer.world_size,
+            between=(lambda: self.stop.check(trainer, module)) if alone else None,
+        )
+        module.evaluation = {"step": step, **found}
+        if trainer.is_global_zero:
+            seen = step * self.images_per_step
+            self.run.append_metrics(kind="eval", step=step, images_seen=seen, **found)
+        self.say(
+            f"step {step:,}: top-1 {found['top1_percent']:.2f} %, "
+            f"validation loss {found['val_loss']:.4f}"
+        )

@@ -1,0 +1,262 @@
+"""What a training config comes to, before anything is trained: images, steps, hash, folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vitwarm.augment import parse_policy
+from vitwarm.config import HandoffConfig, TrainRun, config_hash
+from vitwarm.errors import ConfigError, HandoffError, ShardError
+from vitwarm.files import sha256_of
+from vitwarm.handoff import Audit, attach, start_from
+from vitwarm.loop import Cut, World, cut_batch, find_world
+from vitwarm.shards import Order, ShardIndex, Subset, choose_fraction, choose_list
+from vitwarm.training.evaluate import evaluation_steps
+from vitwarm.training.module import check_optimizer
+from vitwarm.trunk import Trunk, build_shapes, load_trunk
+from vitwarm.units import to_steps
+from vitwarm.verdict import judge
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What a config comes to, before anything is trained."""
+
+    config: TrainRun
+    digest: str
+    pair: str
+    """Runs that share it share data order and fresh tensors."""
+    arm: str
+    trunk: Trunk | None
+    train: ShardIndex
+    val: ShardIndex
+    subset: Subset
+    n_classes: int
+    img_size: int
+    n_steps: int
+    ramp_steps: int
+    cut: Cut
+    world: World
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run.root) / f"{self.config.name}-{self.digest[:8]}"
+
+    @property
+    def n_images(self) -> int:
+        """Training images of the fraction."""
+        return len(self.subset.rows)
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the images of the fraction, as the steps really make them."""
+        return self.n_steps * self.cut.batch_size / self.n_images
+
+    @property
+    def eval_steps(self) -> set[int]:
+        return evaluation_steps(self.n_steps, self.config.train.evaluations)
+
+    @cached_property
+    def order(self) -> Order:
+        """The global order of the training images."""
+        data = self.config.data
+        return Order(
+            self.train,
+            self.subset.rows,
+            seed=self.config.seed,
+            mode=data.order,
+            window_shards=data.window_shards,
+        )
+
+    def __str__(self) -> str:
+        data, train = self.config.data, self.config.train
+        share = "a list" if data.image_list else f"fraction {data.fraction:g}"
+        return "\n".join(
+            [
+                f"images    {self.n_images:,} of {self.train.n_images:,} ({share}), "
+                f"{self.n_classes} classes; {self.val.n_images:,} for validation",
+                f"model     {train.model} at {self.img_size} px, arm {self.arm!r}",
+                f"budget    {self.n_steps:,} steps = {self.epochs:.4g} epochs = "
+                f"{self.n_steps * self.cut.batch_size:,} images",
+                f"schedule  {train.opt}, lr {train.lr:g}, {self.ramp_steps:,} ramp steps, cosine "
+                f"to {train.min_lr:g}, weight decay {train.weight_decay:g}",
+                f"batch     {self.cut.batch_size} = {self.world.size} process(es) x "
+                f"{self.cut.micro_batch_size} x {self.cut.accumulate} accumulated",
+                f"folder    {self.folder}",
+            ]
+        )
+
+
+def plan_training(config: TrainRun) -> TrainPlan:
+    """Resolves a config against its shards and its trunk. Reads indices, builds no weights.
+
+    Raises: ConfigError, ShardError, TrunkError, HandoffError, ModelError: something cannot be used.
+    """
+    train, data = config.train, config.data
+    check_optimizer(train.opt)
+    parse_policy(train.aa)
+    trunk = None if config.handoff.trunk is None else load_trunk(config.handoff.trunk)
+    _check_trunk(trunk, config.handoff)
+    index = _open(config, data.train)
+    val = _open(config, data.val)
+    subset = _choose(config, index)
+    n_classes = _count_classes(config, index, val)
+    world = find_world(config.run)
+    cut = cut_batch(train.batch_size, train.micro_batch_size, world, field="train")
+    if (train.mixup or train.cutmix) and cut.micro_batch_size % 2:
+        raise ConfigError(
+            f"train.micro_batch_size is {cut.micro_batch_size}; mixup and cutmix mix pairs of "
+            f"images, so it must be even. Use {cut.micro_batch_size + 1}."
+        )
+    n_steps = train.steps or to_steps(
+        train.epochs, n_images=len(subset.rows), batch_size=train.batch_size
+    )
+    contents = {"data.train": index.sha256, "data.val": val.sha256}
+    if data.image_list is not None:
+        contents["data.image_list"] = subset.sha256
+    without_start = _without_start(config)
+    pair = config_hash(without_start, contents)[:16]
+    if trunk is not None:
+        contents["handoff.trunk"] = trunk.sha256
+    if config.handoff.init is not None:
+        contents["handoff.init"] = _content_of(config.handoff.init)
+    return TrainPlan(
+        config=config,
+        digest=config_hash(config, contents),
+        pair=pair,
+        arm=config.arm or _arm(config, trunk),
+        trunk=trunk,
+        train=index,
+        val=val,
+        subset=subset,
+        n_classes=n_classes,
+        img_size=train.img_size or find_img_size(config, n_classes),
+        n_steps=n_steps,
+        ramp_steps=round(n_steps * train.warmup_epochs / train.epochs),
+        cut=cut,
+        world=world,
+    )
+
+
+def make_model(plan: TrainPlan) -> tuple[nn.Module, Audit]:
+    """Builds the image model of a plan: a trunk or weights carried over, everything else fresh."""
+    handoff, train = plan.config.handoff, plan.config.train
+    kwargs = model_kwargs(plan.config, plan.n_classes)
+    if handoff.init is not None:
+        return start_from(handoff.init, model=train.model, seed=plan.config.seed, **kwargs)
+    return attach(
+        plan.trunk,
+        model=train.model,
+        scope=handoff.scope,
+        blocks=handoff.blocks,
+        seed=plan.config.seed,
+        **kwargs,
+    )
+
+
+def model_kwargs(config: TrainRun, n_classes: int) -> dict[str, Any]:
+    """Returns what timm.create_model gets beside the model's name."""
+    train = config.train
+    kwargs: dict[str, Any] = {**train.model_kwargs, "num_classes": n_classes}
+    if train.img_size is not None:
+        kwargs["img_size"] = train.img_size
+    if train.drop_path:
+        kwargs["drop_path_rate"] = train.drop_path
+    return kwargs
+
+
+def find_img_size(config: TrainRun, n_classes: int) -> int:
+    """Returns the image size of a model that the config does not give one. Raises: ConfigError."""
+    vit: Any = build_shapes(config.train.model, **model_kwargs(config, n_classes))
+    size = getattr(getattr(vit, "patch_embed", None), "img_size", None)
+    size = size or getattr(vit, "pretrained_cfg", {}).get("input_size", (3, None, None))[1:]
+    sides = set(size) if isinstance(size, tuple | list) else {size}
+    if len(sides) != 1 or None in sides:
+        raise ConfigError(
+            f"train.img_size is not given and {config.train.model!r} has none of its own "
+            f"({size}). Give train.img_size=224."
+        )
+    return int(sides.pop())
+
+
+def _open(config: TrainRun, source: str) -> ShardIndex:
+    data = config.data
+    return ShardIndex.open(
+        source, cache=data.index_cache, label_key=data.label_key, allow_pipe=data.allow_pipe
+    )
+
+
+def _choose(config: TrainRun, index: ShardIndex) -> Subset:
+    data = config.data
+    if data.image_list is not None:
+        return choose_list(index, data.image_list)
+    seed = config.seed if data.subset_seed is None else data.subset_seed
+    return choose_fraction(index, data.fraction, seed=seed)
+
+
+def _count_classes(config: TrainRun, train: ShardIndex, val: ShardIndex) -> int:
+    asked = config.train.num_classes
+    found = max(train.n_classes, val.n_classes)
+    if asked is None:
+        return found
+    largest = int(max(train.labels.max(), val.labels.max()))
+    if largest >= asked:
+        where = "data.train" if int(train.labels.max()) >= asked else "data.val"
+        raise ShardError(
+            f"{where} holds the label {largest}, but train.num_classes is {asked}; labels run from "
+            f"0. Use train.num_classes={largest + 1} or leave it out."
+        )
+    return asked
+
+
+def _check_trunk(trunk: Trunk | None, handoff: HandoffConfig) -> None:
+    """Refuses a trunk that learned nothing; one that is merely unfinished gets a note."""
+    if trunk is None or handoff.allow_failed:
+        return
+    facts = trunk.metadata
+    accuracy, chance = facts.get("hidden_accuracy_percent"), facts.get("chance_percent")
+    if accuracy is None or chance is None:
+        return
+    verdict = judge(
+        accuracy_percent=float(accuracy), chance_percent=float(chance), saturated_at=None, n_steps=1
+    )
+    if verdict == "not learned":
+        raise HandoffError(
+            f"handoff.trunk is {str(handoff.trunk)!r}, whose warm-up learned nothing "
+            f"({float(accuracy):.1f} % of hidden tokens right, chance {float(chance):.1f} %); that "
+            "is worse than none. Warm up anew, or set handoff.allow_failed=true."
+        )
+
+
+def _without_start(config: TrainRun) -> TrainRun:
+    """The config without what may differ between two runs that are compared as a pair."""
+    train = dataclasses.replace(config.train, epochs=1e9, steps=None)
+    return dataclasses.replace(config, handoff=HandoffConfig(), train=train)
+
+
+def _content_of(init: str) -> str:
+    weights = Path(init.removeprefix("local-dir:")) / "model.safetensors"
+    if weights.is_file():
+        return sha256_of(weights)
+    return hashlib.sha256(init.encode()).hexdigest()  # a tag of timm's
+
+
+def _arm(config: TrainRun, trunk: Trunk | None) -> str:
+    if config.handoff.init is not None:
+        return Path(config.handoff.init).name
+    if trunk is None:
+        return "default"
+    rule = trunk.metadata.get("rule")
+    try:
+        name = json.loads(rule)["name"] if rule else None
+    except (ValueError, TypeError, KeyError):
+        name = None
+    return str(name or trunk.metadata.get("source") or (trunk.path.stem if trunk.path else "trunk"))
