@@ -340,7 +340,7 @@ class ArmConfig:
     """One way to initialise the image model in a sweep. All fields empty: timm's own (default)."""
 
     warmup: str | None = None
-    """A warm-up recipe that the sweep runs first, relative to the sweep's file."""
+    """A warm-up recipe that the sweep runs first: relative to its file, or below configs/."""
     set: dict[str, Any] = field(default_factory=dict)
     """Dotted overrides of that recipe: `{rule.name: "shuffled:dyck"}`."""
     trunk: str | None = None
@@ -369,7 +369,7 @@ class SweepConfig:
     extends: str | None = None
     """A sweep recipe that this one starts from, relative to this file."""
     base: str = "???"
-    """Training recipe, relative to this file."""
+    """Training recipe: relative to this file, or below configs/."""
     set: dict[str, Any] = field(default_factory=dict)
     """Dotted overrides of the base, the same for every row."""
     match: Literal["steps", "epochs"] = "???"  # type: ignore[assignment]
@@ -400,7 +400,11 @@ Config = TypeVar("Config", WarmupRun, TrainRun, SweepConfig)
 
 
 def load_config(
-    schema: type[Config], path: str | Path | None = None, overrides: Sequence[str] = ()
+    schema: type[Config],
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    fields: Mapping[str, Any] | None = None,
 ) -> Config:
     """Builds a config from a recipe file and dotted overrides.
 
@@ -408,6 +412,7 @@ def load_config(
         schema: WarmupRun, TrainRun or SweepConfig.
         path: a YAML recipe, or None for the defaults.
         overrides: `section.field=value` words.
+        fields: dotted field -> value, as a sweep's `set`; merged before the overrides.
     Returns: the frozen config; its `name` is the recipe's file name if the recipe sets none.
     Raises: ConfigError: a file that is no recipe, a key that does not exist (with the nearest that
         does), a value of another type, a mandatory field without value, a value out of range.
@@ -430,6 +435,9 @@ def load_config(
                 merged = OmegaConf.merge(merged, _nest(inherited))
             where = f"{path}"
             merged = OmegaConf.merge(merged, {"name": Path(path).stem}, _nest(recipe))
+        if fields:
+            where = "the given fields"
+            merged = OmegaConf.merge(merged, _nest(fields))
         where = "the command line"
         for word in overrides:
             _check_override(word)

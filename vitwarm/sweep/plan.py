@@ -53,7 +53,7 @@ def make_plan(
     Raises: ConfigError: fields that contradict each other or do not exist; and what the other
         stages refuse (an unknown rule, missing shards) before anything has run.
     """
-    return _Planner(config, recipe.parent if recipe else Path(), stages or Stages()).make()
+    return _Planner(config, recipe, stages or Stages()).make()
 
 
 def resolve(row: Row, config: TrainRun, *, trunk: Path | None, warm: Record | None) -> TrainRun:
@@ -81,9 +81,9 @@ def extra_steps(samples: int, batch_size: int) -> int:
 class _Planner:
     """Expands one sweep; the rows collect in `warmups`, `inits` and `trainings`."""
 
-    def __init__(self, config: SweepConfig, beside: Path, stages: Stages) -> None:
+    def __init__(self, config: SweepConfig, recipe: Path | None, stages: Stages) -> None:
         self.config = config
-        self.beside = beside
+        self.beside = recipe.parent if recipe else None
         self.stages = stages
         self.home = Path(config.run.root) / "sweeps" / config.name
         self.warmups: dict[str, Row] = {}
@@ -98,10 +98,7 @@ class _Planner:
     def make(self) -> Plan:
         config = self.config
         check_sweep(config, self.axes)
-        base = with_overrides(
-            load_config(TrainRun, self._find(config.base)),
-            config.set,
-        )
+        base = load_config(TrainRun, self._find(config.base), fields=config.set)
         base = dataclasses.replace(base, match=config.match, run=_merge_run(base.run, config.run))
         if config.match == "epochs" and base.train.steps is not None:
             raise ConfigError(
@@ -287,8 +284,13 @@ class _Planner:
         return arm
 
     def _find(self, name: str) -> Path:
-        beside = self.beside / name
-        return beside if beside.is_file() else find_recipe(name, beside=self.beside)
+        """A recipe relative to the sweep's own file, else as given, else below configs/."""
+        if self.beside is not None and (self.beside / name).is_file():
+            return self.beside / name
+        try:  # a sweep loaded from configs/sweep/ whose path the caller did not pass on
+            return find_recipe(Path("sweep") / name)
+        except ConfigError:
+            return find_recipe(name)
 
 
 def _merge_run(own: RunConfig, sweep: RunConfig) -> RunConfig:
