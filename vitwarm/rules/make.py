@@ -116,7 +116,8 @@ def _shuffled(rule: Rule) -> Rule:
     """Returns the control of a rule; for several rules in one stream, the control of each."""
     if not isinstance(rule, Blend):
         return Shuffled(of=rule)
-    return dataclasses.replace(rule, of=tuple(_shuffled(member) for member in rule.of))
+    members = (m if isinstance(m, Shuffled) else _shuffled(m) for m in rule.of)
+    return dataclasses.replace(rule, of=tuple(members))
 
 
 def _to_rule(value: Any) -> Rule:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vitwarm.rules.automata import CellularAutomaton
 from vitwarm.rules.base import Bools, Ids, Rule
+from vitwarm.rules.draws import compiled
 from vitwarm.rules.dyck import BracketRule
 from vitwarm.rules.hide import IGNORE, hide
 from vitwarm.rules.make import find_preset, rule_config
@@ -114,7 +115,7 @@ def bracket_stats(rule: BracketRule, ids: Ids) -> dict[str, Any]:
     closes = steps < 0
     last_open = np.where(~closes, np.arange(ids.shape[1]), -1).max(axis=1)
     run = ids.shape[1] - 1 - last_open
-    distance = match_distances(rule, ids)
+    distance = match_distances(rule, ids)[closes]
     deepest = depth.max(axis=1)
     return {
         "mean_max_depth": float(deepest.mean()),
@@ -128,16 +129,29 @@ def bracket_stats(rule: BracketRule, ids: Ids) -> dict[str, Any]:
 
 
 def match_distances(rule: BracketRule, ids: Ids) -> NDArray[np.int64]:
-    """Returns, for every close of every sequence, how many tokens before it its bracket opened."""
-    found: list[int] = []
-    for row in ids.tolist():
-        opened: dict[int, list[int]] = {}
-        for place, token in enumerate(row):
-            if token < rule.n_kinds:
-                opened.setdefault(token, []).append(place)
+    """Returns, for every close, how many tokens before it its bracket opened; 0 for opening tokens.
+
+    Returns: int64 [B, T].
+    """
+    distances = np.zeros(ids.shape, dtype=np.int64)
+    _match(ids, rule.n_kinds, distances)
+    return distances
+
+
+@compiled
+def _match(ids: Ids, n_kinds: int, distances: NDArray[np.int64]) -> None:
+    n_rows, n_tokens = ids.shape
+    before = np.empty(n_tokens, np.int64)  # the place where a kind was open before it opened here
+    for b in range(n_rows):
+        last = np.full(n_kinds, -1, np.int64)
+        for t in range(n_tokens):
+            kind = ids[b, t] % n_kinds
+            if ids[b, t] < n_kinds:
+                before[t] = last[kind]
+                last[kind] = t
             else:
-                found.append(place - opened[token - rule.n_kinds].pop())
-    return np.array(found, dtype=np.int64)
+                distances[b, t] = t - last[kind]
+                last[kind] = before[last[kind]]
 
 
 def _equal_id_distance(ids: Ids, hidden: Bools) -> dict[str, Any]:
