@@ -55,18 +55,20 @@ def quickstart(out: Path, *, smoke: bool, fresh: bool) -> int:
     if not (shards / "_info.json").exists():
         write_digits(shards)
     name = "quickstart_smoke" if smoke else "quickstart"
+    recipe = find_recipe(f"sweep/{name}.yaml")
     config = load_config(
         SweepConfig,
-        find_recipe(f"sweep/{name}.yaml"),
+        recipe,
         [
-            f"set.data\\.train={shards}/digits-train-*.tar",
+            f"set.data.train={shards}/digits-train-*.tar",
+            f"set.data.val={shards}/digits-validation-*.tar",
             f"run.root={root / 'runs'}",
         ],
     )
     say("2/3 warm-ups, then arms x fractions x seeds")
     from vitwarm.sweep import run_sweep
 
-    result = run_sweep(config)
+    result = run_sweep(config, recipe=recipe)
     say("3/3 the report")
     from vitwarm.report import run_report
     from vitwarm.report.tables import terminal_table
