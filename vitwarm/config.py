@@ -441,7 +441,8 @@ def load_config(
         where = "the command line"
         for word in overrides:
             _check_override(word)
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
+        typed = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
+        merged = OmegaConf.merge(merged, _switches(typed))
         where = f"{path or schema.__name__}"
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
@@ -556,7 +557,16 @@ def _nest(plain: Mapping[str, Any]) -> Any:
             place[parts[-1]].update(value)
         else:
             place[parts[-1]] = dict(value) if isinstance(value, Mapping) else value
-    return OmegaConf.create(nested)
+    return OmegaConf.create(_switches(nested))
+
+
+def _switches(plain: Any, name: str = "") -> Any:
+    """Undoes what YAML does to `compile: off`: it reads on and off as booleans."""
+    if isinstance(plain, dict):
+        return {key: _switches(value, str(key)) for key, value in plain.items()}
+    if isinstance(plain, bool) and name.rpartition(".")[2] in ("compile", "resident"):
+        return "on" if plain else "off"
+    return plain
 
 
 def _check_override(word: str) -> None:
