@@ -16,16 +16,21 @@ from vitwarm.config import TrainRun, WarmupRun, config_hash, save_config
 from vitwarm.errors import Stopped, TrainingFailed
 from vitwarm.files import sha256_of
 from vitwarm.sweep.stages import Config, InitConfig, Stages, WarmupFacts
+from vitwarm.units import parse_budget
 
 N_IMAGES = 1000
 
 
 def plan_warmup(config: WarmupRun) -> WarmupFacts:
-    steps = int(config.warmup.budget.removesuffix("steps"))
-    rule = config.rule.params.get("n_kinds", 64)
-    digest = config_hash(config, {"rule.params": str(rule)})
+    warm = config.warmup
+    budget = parse_budget(
+        warm.budget, batch_size=warm.batch_size, n_tokens=196, base_images=warm.base_images,
+        base_epochs=warm.base_epochs,
+    )  # fmt: skip
+    rule = json.dumps({"n_kinds": 64, **config.rule.params}, sort_keys=True)
+    digest = config_hash(config, {"rule.params": rule})
     folder = Path(config.run.root) / f"{config.name}-{digest[:8]}"
-    return WarmupFacts(folder=folder, samples=steps * config.warmup.batch_size, steps=steps)
+    return WarmupFacts(folder=folder, samples=budget.samples, steps=budget.steps)
 
 
 def count_images(config: TrainRun) -> int:

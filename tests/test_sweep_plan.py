@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from fake_stages import FAKE
 from vitwarm.config import SweepConfig, TrainRun, WarmupRun, load_config
 from vitwarm.errors import ConfigError
 from vitwarm.records import Record
+from vitwarm.rules import make_rule
 from vitwarm.sweep.plan import extra_steps, make_plan, resolve
 from vitwarm.sweep.rows import Plan, Row, load_plan, save_plan
+from vitwarm.sweep.stages import check_init
 
 BASE = """
 name: digits
@@ -256,3 +260,23 @@ def test_the_command_line_may_set_the_bases_fields(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, THREE_ARMS + "set: {data.val: w}", "set.data.train=elsewhere")
     data: Any = train_config(trainings(plan)[0]).data
     assert (data.train, data.val) == ("elsewhere", "w")
+
+
+ABLATIONS = sorted((Path(__file__).parent.parent / "configs" / "sweep").glob("ablation_*.yaml"))
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_ablation_recipes_come_to_what_they_say(path: Path) -> None:
+    """Every rule, parameter and initialiser exists, and the cost that is stated is the plan's."""
+    stages = dataclasses.replace(FAKE, check_init=check_init)
+    config = load_config(SweepConfig, path, ["set.data.train=t", "set.data.val=v", "seeds=[0]"])
+    plan = make_plan(config, recipe=path, stages=stages)
+    for row in plan.rows:
+        if isinstance(row.config, WarmupRun):
+            make_rule(row.config.rule.name, **row.config.rule.params)
+    said = re.search(r"(\d+) warm-ups and (\d+) image trainings", path.read_text())
+    assert said
+    kinds = [row.kind for row in plan.rows]
+    # One seed of three, and every seed has warm-ups of its own.
+    assert [int(n) for n in said.groups()] == [3 * kinds.count("warmup"), 3 * kinds.count("train")]
+    assert "the paper" in path.read_text()
