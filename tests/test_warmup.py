@@ -289,3 +289,29 @@ class interrupt_after_step:
         from vitwarm import callbacks
 
         callbacks.StopRequest.on_train_batch_end = self.original  # type: ignore[method-assign]
+
+
+@pytest.mark.slow
+def test_the_warm_up_learns_what_order_tells_and_nothing_else(tmp_path: Path) -> None:
+    """Width 64, 16 tokens, 8 kinds: solved within 500 steps of 256; its shuffled control is not."""
+    reached = {}
+    for rule in ("dyck", "shuffled:dyck"):
+        config = load_config(
+            WarmupRun,
+            None,
+            [
+                *TINY,
+                f"run.root={tmp_path}",
+                f"rule.name={rule}",
+                "warmup.model_kwargs={embed_dim: 64, depth: 3, num_heads: 4, img_size: 8, "
+                "patch_size: 2}",
+                "warmup.batch_size=256",
+                "warmup.budget=500steps",
+                "warmup.eval_sequences=1024",
+                "run.log_every_steps=50",
+                "run.threads=1",
+            ],
+        )
+        reached[rule] = run_warmup(config).hidden_accuracy_percent or 0.0
+    assert reached["dyck"] >= 95.0
+    assert reached["shuffled:dyck"] <= 45.0
