@@ -21,7 +21,7 @@ from vitwarm.loop import Cut, World, cut_batch, find_world
 from vitwarm.shards import Order, ShardIndex, Subset, choose_fraction, choose_list
 from vitwarm.training.evaluate import evaluation_steps
 from vitwarm.training.module import check_optimizer
-from vitwarm.trunk import Trunk, build_shapes, load_trunk
+from vitwarm.trunk import Trunk, build_shapes, check_name, load_trunk
 from vitwarm.units import to_steps
 from vitwarm.verdict import judge
 
@@ -102,6 +102,7 @@ def plan_training(config: TrainRun) -> TrainPlan:
     """
     train, data = config.train, config.data
     check_optimizer(train.opt)
+    check_name(train.model)
     parse_policy(train.aa)
     trunk = None if config.handoff.trunk is None else load_trunk(config.handoff.trunk)
     _check_trunk(trunk, config.handoff)

@@ -120,7 +120,7 @@ def describe_images(plan: TrainPlan, step: int) -> str:
     """Names the images of a step: rows of the index and the first few keys."""
     size = plan.cut.batch_size
     _, rows = plan.order.rows_at(np.arange(step * size, (step + 1) * size))
-    keys = ", ".join(plan.train.key(int(row)) for row in rows[:3])
+    keys = ", ".join(plan.train.keys[int(row)] for row in rows[:3])
     return f"rows {', '.join(map(str, rows[:8]))}, ... of data.train, keys {keys}, ..."
 
 
@@ -201,7 +201,7 @@ def _describe(plan: TrainPlan, run: RunFolder, audit: Audit) -> None:
         },
     )
     if plan.n_images < plan.train.n_images:
-        keys = (plan.train.key(int(row)) for row in plan.subset.rows)
+        keys = (plan.train.keys[int(row)] for row in plan.subset.rows)
         write_text(run.path / "subset.txt", "".join(f"{key}\n" for key in keys))
 
 
