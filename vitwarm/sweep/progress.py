@@ -26,10 +26,13 @@ class SweepProgress:
         self.bar: Any = None
         self.began = time.monotonic()
         self.samples_left = self.samples_done = 0.0
+        self.n_finished = 0
+        self.n_slots = 1
 
     def begin(self, waiting: list[Row], n_slots: int) -> None:
         """Says what there is to do."""
         self.began = time.monotonic()
+        self.n_slots = n_slots
         self.samples_left = float(sum(row.samples for row in waiting))
         before = self.n_rows - len(waiting)
         done = f", {before} are done" if before else ""
@@ -58,6 +61,7 @@ class SweepProgress:
             return
         if done.state == "finished":
             self.samples_done += done.row.samples
+            self.n_finished += 1
         self.samples_left = max(0.0, self.samples_left - done.row.samples)
         text = f"[{self.n_told:>{len(str(self.n_rows))}}/{self.n_rows}] {describe_row(done.row)}"
         if done.state == "finished":
@@ -81,9 +85,12 @@ class SweepProgress:
             self.bar = None
 
     def _left(self) -> str:
-        """An estimate from what this call has run so far: samples are what takes time."""
+        """An estimate from what this call has run so far: samples are what takes time.
+
+        None before every slot has run two rows: the first ones hold the imports.
+        """
         seconds = time.monotonic() - self.began
-        if not self.samples_done or not self.samples_left:
+        if self.n_finished < 2 * self.n_slots or not self.samples_left:
             return ""
         left = self.samples_left * seconds / self.samples_done
         return f" · about {format_seconds(left)} left"
