@@ -7,13 +7,16 @@ bits gives two symbols.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitwarm.rules.base import Ids, Rows
 from vitwarm.rules.draws import GAMMA, LOW, below, below_low, compiled, mixed, stream
 
+Counts = NDArray[np.int64]
+
 
 @compiled
-def _write_symbols(row: np.ndarray, length: int, n_symbols: int, state: np.uint64) -> np.uint64:
+def _write_symbols(row: Ids, length: int, n_symbols: int, state: np.uint64) -> np.uint64:
     """Writes symbols 1..n_symbols and returns the state of the stream behind them."""
     n = np.uint64(n_symbols)
     for i in range(0, length - 1, 2):
@@ -28,41 +31,60 @@ def _write_symbols(row: np.ndarray, length: int, n_symbols: int, state: np.uint6
 
 
 @compiled
+def _write_pads(row: Ids, end: int, n_symbols: int) -> None:
+    for i in range(end, len(row)):
+        row[i] = n_symbols + 2
+
+
+@compiled
 def fill_mirrored(
-    out: Ids, key: np.uint64, rows: Rows, length: int, n_symbols: int, how: int
+    out: Ids,
+    key: np.uint64,
+    rows: Rows,
+    length: int,
+    n_symbols: int,
+    how: int,
+    counts: Counts,
 ) -> None:
-    """Writes x | x (how = 0), x | reversed x (1), x | sorted x (2)."""
-    counts = np.zeros(n_symbols + 1, np.int32)
+    """Writes x | x (how = 0), x | reversed x (1), x | sorted x (2). counts: [n_symbols + 1]."""
     for b in range(len(rows)):
         row = out[b]
         _write_symbols(row, length, n_symbols, stream(key, rows[b]))
         row[length] = n_symbols + 1
-        answer = row[length + 1 :]
+        end = length + 1
         if how == 0:
             for i in range(length):
-                answer[i] = row[i]
+                row[end + i] = row[i]
         elif how == 1:
             for i in range(length):
-                answer[i] = row[length - 1 - i]
+                row[end + i] = row[length - 1 - i]
         else:
-            counts[:] = 0
+            for symbol in range(n_symbols + 1):
+                counts[symbol] = 0
             for i in range(length):
                 counts[row[i]] += 1
-            end = 0
             for symbol in range(1, n_symbols + 1):
                 for _ in range(counts[symbol]):
-                    answer[end] = symbol
+                    row[end] = symbol
                     end += 1
-        answer[length:] = n_symbols + 2
+        _write_pads(row, 2 * length + 1, n_symbols)
 
 
 @compiled
 def fill_unique(
-    out: Ids, key: np.uint64, rows: Rows, length: int, n_symbols: int, halves: bool
+    out: Ids,
+    key: np.uint64,
+    rows: Rows,
+    length: int,
+    n_symbols: int,
+    halves: bool,
+    last_row: Counts,
+    x: Ids,
 ) -> None:
-    """Writes x | its tokens once, or with halves x1 | x2 | the tokens of both once."""
-    last_row = np.full(n_symbols + 1, -1, np.int64)  # in which row a symbol was last seen
-    x = np.empty(length, np.int16)
+    """Writes x | its tokens once, or with halves x1 | x2 | the tokens of both once.
+
+    last_row: [n_symbols + 1] of -1, the row in which a symbol was last seen. x: [length].
+    """
     for b in range(len(rows)):
         row = out[b]
         _write_symbols(x, length, n_symbols, stream(key, rows[b]))
@@ -80,7 +102,7 @@ def fill_unique(
                 last_row[x[i]] = b
                 row[end] = x[i]
                 end += 1
-        row[end:] = n_symbols + 2
+        _write_pads(row, end, n_symbols)
 
 
 @compiled
@@ -101,15 +123,16 @@ def fill_delete(out: Ids, key: np.uint64, rows: Rows, length: int, n_symbols: in
             else:
                 row[end] = row[i]
                 end += 1
-        row[end:] = n_symbols + 2
+        _write_pads(row, end, n_symbols)
 
 
 @compiled
-def fill_stack(out: Ids, key: np.uint64, rows: Rows, length: int, n_symbols: int) -> None:
-    """Writes operations | the stack that they leave, top first."""
+def fill_stack(
+    out: Ids, key: np.uint64, rows: Rows, length: int, n_symbols: int, symbols: Ids
+) -> None:
+    """Writes operations | the stack that they leave, top first. symbols: [n_symbols]."""
     # symbols[:n_free] do not lie on the stack, in any order; the rest does, its top first: so the
     # top is symbols[n_free].
-    symbols = np.empty(n_symbols, np.int16)
     three_in_four = LOW - (LOW >> np.uint64(2))
     one_in_four = LOW >> np.uint64(2)
     for b in range(len(rows)):
@@ -138,4 +161,4 @@ def fill_stack(out: Ids, key: np.uint64, rows: Rows, length: int, n_symbols: int
         for i in range(n_free, n_symbols):
             row[end] = symbols[i]
             end += 1
-        row[end:] = n_symbols + 2
+        _write_pads(row, end, n_symbols)

@@ -167,6 +167,13 @@ class Algorithm(Rule):
                 row[place] = np.where(row[place] == self.n_ids, answer, row[place])
         return solved
 
+    def _fill_unique(self, out_BT: Ids, seed: int, rows_B: Rows, *, halves: bool) -> None:
+        length = self.question_length(out_BT.shape[1])
+        last_row = np.full(self.n_symbols + 1, -1, dtype=np.int64)
+        x = np.empty(length, dtype=np.int16)
+        key, n_symbols = self.key(seed), self.n_symbols
+        fill_unique(out_BT, key, rows_B, length, n_symbols, halves, last_row, x)
+
     def _is_plain(self, x: list[int], length: int) -> bool:
         """Says whether x is made of symbols alone and has its length."""
         return len(x) == length and POP not in x
@@ -185,7 +192,8 @@ class _Mirrored(Algorithm):
     def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
         """Writes the sequences of these rows."""
         length = self.question_length(out_BT.shape[1])
-        fill_mirrored(out_BT, self.key(seed), rows_B, length, self.n_symbols, self._how)
+        counts = np.zeros(self.n_symbols + 1, dtype=np.int64)
+        fill_mirrored(out_BT, self.key(seed), rows_B, length, self.n_symbols, self._how, counts)
 
     def has_order(self, counts: Counter[int], n_answer: int, length: int) -> bool:
         """Every symbol comes twice, or a multiple of it."""
@@ -240,8 +248,7 @@ class Set(Algorithm):
 
     def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
         """Writes the sequences of these rows."""
-        length = self.question_length(out_BT.shape[1])
-        fill_unique(out_BT, self.key(seed), rows_B, length, self.n_symbols, False)
+        self._fill_unique(out_BT, seed, rows_B, halves=False)
 
     def answer(self, question: list[list[int]], length: int) -> list[int] | None:
         """Every token of x once."""
@@ -275,8 +282,7 @@ class Union(Algorithm):
 
     def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
         """Writes the sequences of these rows."""
-        length = self.question_length(out_BT.shape[1])
-        fill_unique(out_BT, self.key(seed), rows_B, length, self.n_symbols, True)
+        self._fill_unique(out_BT, seed, rows_B, halves=True)
 
     def answer(self, question: list[list[int]], length: int) -> list[int] | None:
         """Every token of both halves once."""
@@ -347,7 +353,8 @@ class Stack(Algorithm):
     def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
         """Writes the sequences of these rows."""
         length = self.question_length(out_BT.shape[1])
-        fill_stack(out_BT, self.key(seed), rows_B, length, self.n_symbols)
+        symbols = np.empty(self.n_symbols, dtype=np.int16)
+        fill_stack(out_BT, self.key(seed), rows_B, length, self.n_symbols, symbols)
 
     def answer(self, question: list[list[int]], length: int) -> list[int] | None:
         """What lies on the stack in the end, the top first."""

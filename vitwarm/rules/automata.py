@@ -144,6 +144,8 @@ class CellularAutomaton(Rule):
             self.burn_in,
             to_threshold(self.density or 0.0),
             self.density is None,
+            np.zeros(width + 2, dtype=np.int32),
+            np.zeros(width + 2, dtype=np.int32),
         )
 
     def to_cells(self, ids_BT: ArrayLike) -> Cells:
@@ -213,7 +215,7 @@ class CellularAutomaton(Rule):
         """
         visible = to_rows(visible_BT)
         cells = self.to_cells(visible)
-        propagate(cells, self.rule, self.boundary == "ring", self.is_cropped)
+        propagate(cells, self.rule, self.boundary == "ring", self.is_cropped, np.zeros(4, np.int64))
         return np.where(visible == self.n_ids, self.to_ids(cells), visible).astype(np.int16)
 
     def ceiling(self, ids_BT: Ids, visible_BT: Ids) -> Ceiling:
@@ -233,6 +235,7 @@ class CellularAutomaton(Rule):
             self.burn_in,
             self._first_state_weights(columns),
             votes.reshape(len(votes), rows, columns, 2),
+            np.zeros((rows + 1, columns + 2), dtype=np.int64),
         )
         best = votes.max(axis=2) / np.maximum(votes.sum(axis=2), 1e-300)
         share = float(best[hidden].sum() / max(hidden.sum(), 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitwarm.rules.base import Ids, Rows
 from vitwarm.rules.draws import GAMMA, LOW, compiled, mixed, stream
@@ -32,11 +33,11 @@ def fill_planes(
     burn_in: int,
     density: np.uint64,
     draws_density: bool,
+    old: NDArray[np.int32],
+    new: NDArray[np.int32],
 ) -> None:
-    """Writes windows of histories, row by row."""
+    """Writes windows of histories, row by row. old, new: [width + 2], scratch."""
     n_steps = out.shape[1] // columns
-    old = np.zeros(width + 2, np.int32)
-    new = np.zeros(width + 2, np.int32)
     room = np.uint64(width - columns * cells_per_token + 1)
     for b in range(len(rows)):
         state = stream(key, rows[b]) + GAMMA
@@ -65,11 +66,14 @@ def fill_planes(
 
 
 @compiled
-def propagate(cells: np.ndarray, rule: int, ring: bool, cropped: bool) -> None:
+def propagate(
+    cells: NDArray[np.uint8], rule: int, ring: bool, cropped: bool, seen: NDArray[np.int64]
+) -> None:
     """Fills in cells (2: unknown) that their neighbours in time force, until nothing moves.
 
     Every cell and its three parents are one constraint: values that no consistent choice of the
     four has are ruled out. Beyond the sides: the other end, zeros, or (cropped) anything.
+    seen: [4], scratch.
     """
     n, n_steps, width = cells.shape
     for b in range(n):
@@ -78,7 +82,8 @@ def propagate(cells: np.ndarray, rule: int, ring: bool, cropped: bool) -> None:
             moved = False
             for t in range(1, n_steps):
                 for i in range(width):
-                    seen = np.zeros(4, np.int64)  # bit v: value v is possible; left self right new
+                    for side in range(4):  # left self right new; bit v: value v is possible
+                        seen[side] = 0
                     for pattern in range(8):
                         new = (rule >> pattern) & 1
                         if cells[b, t, i] != 2 and cells[b, t, i] != new:
@@ -120,6 +125,7 @@ def consistent_votes(
     burn_in: int,
     weights: np.ndarray,
     votes: np.ndarray,
+    history: np.ndarray,
 ) -> None:
     """Adds, for every history that agrees with the known cells, its weight to its cells' votes.
 
@@ -127,27 +133,25 @@ def consistent_votes(
         cells: [B, steps, width], 2 where hidden.
         weights: [width + 1], of a first state by its number of ones.
         votes: [B, steps, width, 2], added to.
+        history: int64 [steps + 1, width + 2], scratch: one state in each row.
     """
     n, n_steps, width = cells.shape
-    old = np.zeros(width + 2, np.int64)
-    new = np.zeros(width + 2, np.int64)
-    history = np.zeros((n_steps, width), np.int64)
     for first in range(1 << width):
         ones = 0
         for i in range(width):
-            old[i + 1] = (first >> i) & 1
-            ones += old[i + 1]
-        for step in range(burn_in + n_steps):
-            if step:
-                _step(old, new, width, rule, ring)
-                old, new = new, old
-            if step >= burn_in:
-                history[step - burn_in] = old[1 : width + 1]
+            history[0, i + 1] = (first >> i) & 1
+            ones += history[0, i + 1]
+        for _ in range(burn_in):  # the last place serves as the second buffer
+            _step(history[0], history[n_steps], width, rule, ring)
+            for i in range(1, width + 1):
+                history[0, i] = history[n_steps, i]
+        for t in range(n_steps - 1):
+            _step(history[t], history[t + 1], width, rule, ring)
         for b in range(n):
             agrees = True
             for t in range(n_steps):
                 for i in range(width):
-                    if cells[b, t, i] != 2 and cells[b, t, i] != history[t, i]:
+                    if cells[b, t, i] != 2 and cells[b, t, i] != history[t, i + 1]:
                         agrees = False
                         break
                 if not agrees:
@@ -155,4 +159,4 @@ def consistent_votes(
             if agrees:
                 for t in range(n_steps):
                     for i in range(width):
-                        votes[b, t, i, history[t, i]] += weights[ones]
+                        votes[b, t, i, history[t, i + 1]] += weights[ones]

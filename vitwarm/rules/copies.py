@@ -108,7 +108,8 @@ class Copy(Rule):
         first = np.zeros(ids.shape, dtype=np.bool_)
         possible = np.zeros(len(ids), dtype=np.bool_)
         if self._fills(ids.shape[1]):
-            _cut(ids, span[0], span[1], possible, first)
+            came_by = np.zeros(ids.shape[1] + 1, dtype=np.int64)
+            _cut(ids, span[0], span[1], possible, first, came_by)
         return possible, first
 
     def maskable(self, ids_BT: ArrayLike) -> Bools:
@@ -147,8 +148,16 @@ class Copy(Rule):
                 np.where(second == self.n_ids, first, second),
             )
             return solved
+        n_places = visible.shape[1] + 1
         _solve(
-            visible, self.n_ids, self.min_length, self.max_length, self.hidden == "first", solved
+            visible,
+            self.n_ids,
+            self.min_length,
+            self.max_length,
+            self.hidden == "first",
+            solved,
+            np.zeros((n_places, self.max_length + 1), dtype=np.bool_),
+            np.zeros((3, n_places), dtype=np.bool_),
         )
         return solved
 
@@ -195,13 +204,21 @@ def _fill(
 
 
 @compiled
-def _cut(ids: Ids, shortest: int, longest: int, possible: Bools, first: Bools) -> None:
+def _cut(
+    ids: Ids,
+    shortest: int,
+    longest: int,
+    possible: Bools,
+    first: Bools,
+    came_by: NDArray[np.int64],
+) -> None:
+    # came_by[t]: length of w in the pair that ends before t; 0: none does.
     n_rows, n_tokens = ids.shape
-    came_by = np.empty(n_tokens + 1, np.int64)  # length of the pair that ends here; 0: none does
     for b in range(n_rows):
         row = ids[b]
-        came_by[:] = 0
         came_by[0] = -1
+        for t in range(1, n_tokens + 1):
+            came_by[t] = 0
         for begin in range(0, n_tokens, 2):
             if came_by[begin] == 0:
                 continue
@@ -221,21 +238,35 @@ def _cut(ids: Ids, shortest: int, longest: int, possible: Bools, first: Bools) -
         while end > 0:
             word = int(came_by[end])
             end -= 2 * word
-            first[b, end : end + word] = True
+            for i in range(end, end + word):
+                first[b, i] = True
 
 
 @compiled
 def _solve(
-    visible: Ids, mask_id: int, shortest: int, longest: int, hides_first: bool, solved: Ids
+    visible: Ids,
+    mask_id: int,
+    shortest: int,
+    longest: int,
+    hides_first: bool,
+    solved: Ids,
+    fits: Bools,
+    flags: Bools,
 ) -> None:
+    # fits[begin, length]: a pair that leads to the end may stand there; only one half of it may
+    # hold hidden tokens. Flags: pairs lead from a place to the end, from the start to a place; a
+    # token is unclear.
     n_rows, n_tokens = visible.shape
+    to_end, reached, unclear = flags[0], flags[1], flags[2]
     for b in range(n_rows):
         row = visible[b]
-        # fits[begin, length]: a pair may stand there; only one half of it may hold hidden tokens.
-        fits = np.zeros((n_tokens + 1, longest + 1), np.bool_)
-        for begin in range(n_tokens):
+        for t in range(n_tokens + 1):
+            to_end[t] = t == n_tokens
+            reached[t] = t == 0
+            unclear[t] = False
+        for begin in range(n_tokens - 1, -1, -1):
             for length in range(shortest, min(longest, (n_tokens - begin) // 2) + 1):
-                fine = True
+                fine = to_end[begin + 2 * length]
                 for i in range(begin, begin + length):
                     told = row[i + length] if hides_first else row[i]
                     hidden = row[i] if hides_first else row[i + length]
@@ -243,26 +274,18 @@ def _solve(
                         fine = False
                         break
                 fits[begin, length] = fine
-        to_end = np.zeros(n_tokens + 1, np.bool_)
-        to_end[n_tokens] = True
-        for begin in range(n_tokens - 1, -1, -1):
-            for length in range(shortest, min(longest, (n_tokens - begin) // 2) + 1):
-                if fits[begin, length] and to_end[begin + 2 * length]:
-                    to_end[begin] = True
-        reached = np.zeros(n_tokens + 1, np.bool_)
-        reached[0] = True
-        unclear = np.zeros(n_tokens, np.bool_)
+                to_end[begin] |= fine
         for begin in range(n_tokens):
-            if not (reached[begin] and to_end[begin]):
+            if not reached[begin]:
                 continue
             for length in range(shortest, min(longest, (n_tokens - begin) // 2) + 1):
-                if not (fits[begin, length] and to_end[begin + 2 * length]):
+                if not fits[begin, length]:
                     continue
                 reached[begin + 2 * length] = True
                 for i in range(begin, begin + length):
                     here = i if hides_first else i + length
                     told = row[i + length] if hides_first else row[i]
-                    if row[here] == mask_id and not unclear[here]:
+                    if row[here] == mask_id:
                         if solved[b, here] == mask_id:
                             solved[b, here] = told
                         elif solved[b, here] != told:

@@ -34,15 +34,17 @@ def compiled(function: Function) -> Function:
     """Compiles a function on its first call, without the GIL, and keeps the machine code on disk.
 
     Where neither the package nor the user's cache folder can be written, each process compiles.
+    Compiled functions get their scratch arrays from outside and fill them element by element:
+    allocations and array expressions inside them take most of a second each to compile.
     """
     function.__qualname__ = f"{function.__qualname__}_{_DIGEST}"
     try:
-        return cast(Function, njit(nogil=True, cache=True)(function))
+        return cast(Function, njit(nogil=True, cache=True, error_model="numpy")(function))
     except RuntimeError:  # numba: no folder to cache in
-        return cast(Function, njit(nogil=True)(function))
+        return cast(Function, njit(nogil=True, error_model="numpy")(function))
 
 
-@njit(nogil=True, inline="always")
+@njit(nogil=True, error_model="numpy")
 def mixed(z: np.uint64) -> np.uint64:
     """Returns a hash of 64 bits; neighbouring values give unrelated ones."""
     z = (z ^ (z >> _30)) * _A
@@ -50,25 +52,25 @@ def mixed(z: np.uint64) -> np.uint64:
     return z ^ (z >> _31)
 
 
-@njit(nogil=True, inline="always")
+@njit(nogil=True, error_model="numpy")
 def stream(key: np.uint64, row: np.uint64) -> np.uint64:
     """Returns where a row's stream starts. Draw j, from 1 on, is `mixed(start + j * GAMMA)`."""
     return mixed(mixed(key + row * GAMMA) ^ key)
 
 
-@njit(nogil=True, inline="always")
+@njit(nogil=True, error_model="numpy")
 def below(bits: np.uint64, n: np.uint64) -> np.uint64:
     """Returns an integer uniform over [0, n) from the upper half of a draw; n < 2**32."""
     return ((bits >> _32) * n) >> _32
 
 
-@njit(nogil=True, inline="always")
+@njit(nogil=True, error_model="numpy")
 def below_low(bits: np.uint64, n: np.uint64) -> np.uint64:
     """Returns an integer uniform over [0, n) from the lower half of a draw; n < 2**32."""
     return ((bits & LOW) * n) >> _32
 
 
-@njit(nogil=True, inline="always")
+@njit(nogil=True, error_model="numpy")
 def happens(bits: np.uint64, threshold: np.uint64) -> np.bool_:
     """Returns true with the probability that `to_threshold` got, from a draw's lower half."""
     return (bits & LOW) < threshold

@@ -102,7 +102,8 @@ class Dyck(BracketRule):
         """Writes the sequences of these rows."""
         balanced = self.ending == "balanced"
         threshold = to_threshold(self.p_open)
-        _fill(out_BT, self.key(seed), rows_B, self.n_kinds, threshold, self.cap, balanced)
+        opened = np.zeros(out_BT.shape[1] + 2, np.int16)
+        _fill(out_BT, self.key(seed), rows_B, self.n_kinds, threshold, self.cap, balanced, opened)
 
     def accepts(self, ids_BT: ArrayLike) -> Bools:
         """Words in which every close matches the most recent open bracket, within the cap.
@@ -143,7 +144,14 @@ class Dyck(BracketRule):
 
 @compiled
 def _fill(
-    out: Ids, key: np.uint64, rows: Rows, n_kinds: int, p: np.uint64, cap: int, balanced: bool
+    out: Ids,
+    key: np.uint64,
+    rows: Rows,
+    n_kinds: int,
+    p: np.uint64,
+    cap: int,
+    balanced: bool,
+    opened: Ids,
 ) -> None:
     # One draw per token and no branch that depends on it: the upper half is the kind, the lower
     # half decides. The kind is written above the top of the stack even where the token closes.
@@ -151,7 +159,6 @@ def _fill(
     # the same with signed ones made 280, and drawing a whole row first (which vectorises) 260.
     n_rows = len(out)
     n_tokens = np.uint64(out.shape[1])
-    opened = np.empty(n_tokens + np.uint64(2), np.int16)
     kinds = np.uint64(n_kinds)
     zero, one, most = np.uint64(0), np.uint64(1), np.uint64(cap)
     for b in range(n_rows):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from vitwarm.rules.base import Bools, Ceiling, Ids, Rows, to_rows
 from vitwarm.rules.draws import (
@@ -21,6 +22,9 @@ from vitwarm.rules.draws import (
     to_threshold,
 )
 from vitwarm.rules.dyck import BracketRule
+
+Words = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 #: Sweeps over the hidden tokens in the estimate of the ceiling; the first fifth is thrown away.
 SWEEPS = 400
@@ -42,10 +46,14 @@ class ShuffleDyck(BracketRule):
 
     def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
         """Writes the sequences of these rows."""
-        kernel = _fill_brackets if self.closing == "brackets" else _fill_types
+        key, k, p, cap = self.key(seed), self.n_kinds, to_threshold(self.p_open), self.cap
         balanced = self.ending == "balanced"
-        threshold = to_threshold(self.p_open)
-        kernel(out_BT, self.key(seed), rows_B, self.n_kinds, threshold, self.cap, balanced)
+        if self.closing == "brackets":
+            bag = np.zeros(out_BT.shape[1] + 2, np.int16)
+            _fill_brackets(out_BT, key, rows_B, k, p, cap, balanced, bag)
+        else:
+            opened, types = np.zeros(k, np.int32), np.zeros(k, np.int16)
+            _fill_types(out_BT, key, rows_B, k, p, cap, balanced, opened, types)
 
     def accepts(self, ids_BT: ArrayLike) -> Bools:
         """Words in which no kind closes more often than it opened, up to any place.
@@ -76,15 +84,18 @@ class ShuffleDyck(BracketRule):
         then counted against the truth, so the estimate errs, if at all, to the low side.
         """
         n_hidden = n_right = 0
+        balanced, by_types = self.ending == "balanced", self.closing == "types"
+        n_tokens = ids_BT.shape[1]
+        logs = np.log(np.maximum(np.arange(n_tokens + 1), 1))
+        need = np.zeros((n_tokens + 1, self.n_kinds), dtype=np.int64)
+        opened = np.zeros(self.n_kinds, dtype=np.int64)
         for row, (ids, visible) in enumerate(zip(ids_BT, visible_BT, strict=True)):
             places = np.flatnonzero(visible == self.n_ids)
             if not len(places):
                 continue
             votes = np.zeros((len(places), self.n_kinds), dtype=np.int64)
             state = np.where(visible == self.n_ids, -1, visible).astype(np.int64)
-            balanced = self.ending == "balanced"
-            by_types = self.closing == "types"
-            _vote(state, places, self.n_kinds, by_types, balanced, row, votes)
+            _vote(state, places, self.n_kinds, by_types, balanced, row, logs, need, opened, votes)
             n_hidden += len(places)
             n_right += int((votes.argmax(axis=1) + self.n_kinds == ids[places]).sum())
         share = n_right / max(n_hidden, 1)
@@ -98,15 +109,20 @@ class ShuffleDyck(BracketRule):
 
 @compiled
 def _fill_brackets(
-    out: Ids, key: np.uint64, rows: Rows, n_kinds: int, p: np.uint64, cap: int, balanced: bool
+    out: Ids,
+    key: np.uint64,
+    rows: Rows,
+    n_kinds: int,
+    p: np.uint64,
+    cap: int,
+    balanced: bool,
+    bag: Ids,
 ) -> None:
     # The open brackets are a bag: a close takes any of them and the last one moves into its place.
     n_rows = len(out)
     n_tokens = np.uint64(out.shape[1])
-    bag = np.empty(n_tokens + np.uint64(2), np.int16)
     kinds = np.uint64(n_kinds)
     zero, one, most = np.uint64(0), np.uint64(1), np.uint64(cap)
-    bag[:] = 0
     for b in range(n_rows):
         row = out[b]
         state = stream(key, rows[b])
@@ -127,15 +143,23 @@ def _fill_brackets(
 
 @compiled
 def _fill_types(
-    out: Ids, key: np.uint64, rows: Rows, n_kinds: int, p: np.uint64, cap: int, balanced: bool
+    out: Ids,
+    key: np.uint64,
+    rows: Rows,
+    n_kinds: int,
+    p: np.uint64,
+    cap: int,
+    balanced: bool,
+    opened: NDArray[np.int32],
+    types: Ids,
 ) -> None:
+    # opened[kind]: its open brackets. types[:n_types]: the kinds that are open, in any order.
     n_rows, n_tokens = out.shape
-    opened = np.zeros(n_kinds, np.int32)  # open brackets of each kind
-    types = np.empty(n_kinds, np.int16)  # the kinds that are open, in any order
     kinds = np.uint64(n_kinds)
     for b in range(n_rows):
         state = stream(key, rows[b])
-        opened[:] = 0
+        for kind in range(n_kinds):
+            opened[kind] = 0
         depth = n_types = 0
         for t in range(n_tokens):
             state += GAMMA
@@ -143,41 +167,44 @@ def _fill_types(
             room = (depth < cap) & ((not balanced) | (n_tokens - t > depth))
             opens = (depth == 0) | (room & happens(bits, p))
             if opens:
-                kind = np.int16(below(bits, kinds))
-                if opened[kind] == 0:
-                    types[n_types] = kind
+                new = np.int64(below(bits, kinds))
+                if opened[new] == 0:
+                    types[n_types] = new
                     n_types += 1
-                opened[kind] += 1
-                out[b, t] = kind
+                opened[new] += 1
+                out[b, t] = new
                 depth += 1
             else:
                 place = np.int64(below(bits, np.uint64(n_types)))
-                kind = types[place]
-                opened[kind] -= 1
-                if opened[kind] == 0:
+                old = np.int64(types[place])
+                opened[old] -= 1
+                if opened[old] == 0:
                     n_types -= 1
                     types[place] = types[n_types]
-                out[b, t] = kind + n_kinds
+                out[b, t] = old + n_kinds
                 depth -= 1
 
 
 @compiled
-def _log_weight(ids: np.ndarray, n_kinds: int, by_types: bool, balanced: bool) -> float:
+def _log_weight(
+    ids: Words, n_kinds: int, by_types: bool, balanced: bool, logs: Floats, opened: Words
+) -> float:
     """Returns the log probability of a word, up to a term that hidden kinds do not change."""
-    opened = np.zeros(n_kinds, np.int64)
+    for kind in range(n_kinds):
+        opened[kind] = 0
     n_types = 0
     depth = 0
     total = 0.0
-    for token in ids:
-        if token < n_kinds:
-            n_types += 1 if opened[token] == 0 else 0
-            opened[token] += 1
+    for t in range(len(ids)):
+        if ids[t] < n_kinds:
+            n_types += 1 if opened[ids[t]] == 0 else 0
+            opened[ids[t]] += 1
             depth += 1
         else:
-            kind = token - n_kinds
+            kind = ids[t] - n_kinds
             if opened[kind] == 0:
                 return -np.inf
-            total += -np.log(n_types) if by_types else np.log(opened[kind])
+            total += -logs[n_types] if by_types else logs[opened[kind]]
             opened[kind] -= 1
             depth -= 1
             n_types -= 1 if opened[kind] == 0 else 0
@@ -185,37 +212,46 @@ def _log_weight(ids: np.ndarray, n_kinds: int, by_types: bool, balanced: bool) -
 
 
 @compiled
-def _start(ids: np.ndarray, n_kinds: int) -> None:
+def _start(ids: Words, n_kinds: int, need: Words, opened: Words) -> None:
     """Gives the hidden closes (-1) kinds that make a word, whatever the truth was."""
     # need[t, kind]: brackets that must be open before t to serve the visible closes from t on.
     # What is open beyond that is free, and stays free until a hidden close takes it: so any free
     # one may be taken.
-    need = np.zeros((len(ids) + 1, n_kinds), np.int64)
-    for t in range(len(ids) - 1, -1, -1):
-        need[t] = need[t + 1]
-        if ids[t] >= n_kinds:
-            need[t, ids[t] - n_kinds] += 1
-        elif ids[t] >= 0:
-            need[t, ids[t]] = max(0, need[t, ids[t]] - 1)
-    opened = np.zeros(n_kinds, np.int64)
-    for t in range(len(ids)):
+    n_tokens = len(ids)
+    for kind in range(n_kinds):
+        opened[kind] = 0
+        need[n_tokens, kind] = 0
+    for t in range(n_tokens - 1, -1, -1):
+        for kind in range(n_kinds):
+            step = 1 if ids[t] == kind + n_kinds else 0
+            step -= 1 if ids[t] == kind else 0
+            need[t, kind] = max(0, need[t + 1, kind] + step)
+    for t in range(n_tokens):
         if ids[t] < 0:
-            ids[t] = n_kinds + np.argmax(opened - need[t])
+            best = 0
+            for kind in range(1, n_kinds):
+                if opened[kind] - need[t, kind] > opened[best] - need[t, best]:
+                    best = kind
+            ids[t] = n_kinds + best
         opened[ids[t] % n_kinds] += 1 if ids[t] < n_kinds else -1
 
 
 @compiled
 def _vote(
-    ids: np.ndarray,
-    places: np.ndarray,
+    ids: Words,
+    places: Words,
     n_kinds: int,
     by_types: bool,
     balanced: bool,
     row: int,
-    votes: np.ndarray,
+    logs: Floats,
+    need: Words,
+    opened: Words,
+    votes: Words,
 ) -> None:
-    _start(ids, n_kinds)
-    now = _log_weight(ids, n_kinds, by_types, balanced)
+    """Counts, after every sweep, the kind that each hidden token has."""
+    _start(ids, n_kinds, need, opened)
+    now = _log_weight(ids, n_kinds, by_types, balanced, logs, opened)
     state = stream(GAMMA, np.uint64(row))
     n = np.uint64(len(places))
     for sweep in range(SWEEPS):
@@ -232,9 +268,9 @@ def _vote(
                 ids[here], ids[there] = other, before
             else:
                 ids[here] = n_kinds + np.int64(below(bits, np.uint64(n_kinds)))
-            after = _log_weight(ids, n_kinds, by_types, balanced)
+            after = _log_weight(ids, n_kinds, by_types, balanced, logs, opened)
             chance = np.float64((bits >> np.uint64(1)) & LOW) / 4294967296.0
-            if after >= now or chance < np.exp(after - now):
+            if after >= now or chance < math.exp(after - now):
                 now = after
             else:
                 ids[here], ids[there] = before, other

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from vitwarm.rules.base import Bools, Ceiling, Ids, Rows, Rule
 from vitwarm.rules.draws import GAMMA, below, compiled, mixed, stream
@@ -60,7 +60,8 @@ class Shuffled(Rule):
         self.of.fill(out_BT, seed, rows_B)
         stays = np.zeros(self.n_ids, dtype=np.bool_)
         stays[list(self.separator_ids)] = True
-        _shuffle(out_BT, self.key(seed), rows_B, stays)
+        places = np.empty(out_BT.shape[1], dtype=np.int64)
+        _shuffle(out_BT, self.key(seed), rows_B, stays, places)
 
     def accepts(self, ids_BT: ArrayLike) -> Bools:
         """Sequences of which some order is a word of the rule inside. Returns: bool [B]."""
@@ -94,9 +95,8 @@ class Shuffled(Rule):
 
 
 @compiled
-def _shuffle(out: Ids, key: np.uint64, rows: Rows, stays: Bools) -> None:
+def _shuffle(out: Ids, key: np.uint64, rows: Rows, stays: Bools, places: NDArray[np.int64]) -> None:
     n_rows, n_tokens = out.shape
-    places = np.empty(n_tokens, np.int64)
     for b in range(n_rows):
         n = 0
         for t in range(n_tokens):

@@ -134,18 +134,26 @@ def match_distances(rule: BracketRule, ids: Ids) -> NDArray[np.int64]:
     Returns: int64 [B, T].
     """
     distances = np.zeros(ids.shape, dtype=np.int64)
-    _match(ids, rule.n_kinds, distances)
+    last, before = (np.zeros(n, dtype=np.int64) for n in (rule.n_kinds, ids.shape[1]))
+    _match(ids, rule.n_kinds, distances, last, before)
     return distances
 
 
 @compiled
-def _match(ids: Ids, n_kinds: int, distances: NDArray[np.int64]) -> None:
+def _match(
+    ids: Ids,
+    n_kinds: int,
+    distances: NDArray[np.int64],
+    last: NDArray[np.int64],
+    before: NDArray[np.int64],
+) -> None:
+    # last[kind]: where it opened last and is still open; before[t]: what that was before t.
     n_rows, n_tokens = ids.shape
-    before = np.empty(n_tokens, np.int64)  # the place where a kind was open before it opened here
     for b in range(n_rows):
-        last = np.full(n_kinds, -1, np.int64)
+        for kind in range(n_kinds):
+            last[kind] = -1
         for t in range(n_tokens):
-            kind = ids[b, t] % n_kinds
+            kind = int(ids[b, t]) % n_kinds
             if ids[b, t] < n_kinds:
                 before[t] = last[kind]
                 last[kind] = t
