@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fake_runs import write_manifest, write_sweep, write_training, write_warmup
 
+from vitwarm.cli import main
 from vitwarm.errors import ReportError, RunError
 from vitwarm.report import run_report
 from vitwarm.report.analyse import analyse
@@ -167,9 +168,12 @@ def test_headline_speaks_of_the_recipes_first_arm_and_says_what_it_cannot(tmp_pa
     assert texts[0].startswith("With all 1,000 images dyck reaches")
     assert "95 % interval +" in texts[0]
     assert "n = 3 paired seeds" in texts[0]
-    assert "no interval below 6 seeds" in texts[2]
-    assert "fewer images" in texts[2]
-    assert texts[3].startswith("At equal total samples")
+    assert texts[1].startswith("With 100 images dyck reaches")
+    assert texts[2].startswith("All arms with 1,000 images, points above default: dyck +")
+    assert "; mimetic " in texts[2]
+    assert "no interval below 6 seeds" in texts[3]
+    assert "fewer images" in texts[3]
+    assert texts[4].startswith("At equal total samples")
 
 
 def test_a_null_is_called_one(tmp_path: Path) -> None:
@@ -233,3 +237,23 @@ def test_nothing_to_report_on_is_said(tmp_path: Path) -> None:
     (home / "manifest.json").write_text("{}")
     with pytest.raises(ReportError, match="is no sweep manifest"):
         run_report([tmp_path], tmp_path / "out")
+
+
+def test_the_command_prints_a_table_and_the_pages_path_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sweep(tmp_path / "runs", arms=ARMS, sizes=SIZES)
+    out = tmp_path / "out"
+    assert main(["report", str(tmp_path / "runs"), "--out", str(out), "--no-figures"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == str(out / "index.html")
+    assert any(line.startswith("default") and "±" in line for line in lines)
+    assert main(["report", str(tmp_path / "no"), "--out", str(out)]) == 2
+    assert "There is no folder" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    write_training(tmp_path / "runs")
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(RunError, match="cannot be written"):
+        run_report([tmp_path / "runs"], tmp_path / "out")

@@ -105,6 +105,8 @@ def headlines(analysis: Analysis) -> list[str]:
         smallest = min(own, key=lambda d: d.n_images)
         if smallest.n_images != max(own, key=lambda d: d.n_images).n_images:
             found.append(_difference_sentence(analysis, smallest))
+    if len({d.arm for d in analysis.matched_images}) > 1:
+        found.append(_all_arms_sentence(analysis))
     savings = [s for s in analysis.savings if s.arm == arm.label]
     if savings:
         found.append(_saving_sentence(max(savings, key=lambda s: s.n_images)))
@@ -234,6 +236,19 @@ def _difference_sentence(analysis: Analysis, found: Difference) -> str:
     if value.excludes_zero is None:
         return f"{text} Too few seeds to tell a difference from noise."
     return text if value.excludes_zero else f"{text} That does not tell a difference from zero."
+
+
+def _all_arms_sentence(analysis: Analysis) -> str:
+    """Every arm's difference at the largest size that has any, in the recipe's order."""
+    size = max(d.n_images for d in analysis.matched_images)
+    told = [
+        f"{d.arm} {interval(d.difference, sign=True)}"
+        for d in analysis.matched_images
+        if d.n_images == size
+    ]
+    return (
+        f"All arms with {count(size)} images, points above {analysis.reference}: {'; '.join(told)}."
+    )
 
 
 def _interval_words(value: Interval) -> str:
