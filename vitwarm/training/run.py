@@ -340,7 +340,8 @@ def _describe_record(record: Record, run: RunFolder) -> str:
 
 def _time_step(plan: TrainPlan, vit: torch.nn.Module, device: torch.device) -> float:
     """Seconds per optimiser step: forward and backward of a few images, scaled to a batch."""
-    n_probe = min(8 if device.type == "cpu" else 256, plan.cut.micro_batch_size)
+    few = max(8, 2**20 // (3 * plan.img_size**2)) if device.type == "cpu" else 256
+    n_probe = min(few, plan.cut.micro_batch_size)
     images = torch.randn(n_probe, 3, plan.img_size, plan.img_size, device=device)
     labels = torch.zeros(n_probe, dtype=torch.int64, device=device)
     bf16 = plan.config.train.precision == "bf16"
