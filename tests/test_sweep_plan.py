@@ -265,6 +265,7 @@ def test_the_command_line_may_set_the_bases_fields(tmp_path: Path) -> None:
 ABLATIONS = sorted((Path(__file__).parent.parent / "configs" / "sweep").glob("ablation_*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
 def test_ablation_recipes_come_to_what_they_say(path: Path) -> None:
     """Every rule, parameter and initialiser exists, and the cost that is stated is the plan's."""

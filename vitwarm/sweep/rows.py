@@ -84,6 +84,7 @@ class Plan:
 
 
 def make_key(kind: Kind, *facts: Any) -> str:
+    """Returns a row's key: its kind and twelve hex digits of what it computes."""
     text = json.dumps(facts, sort_keys=True, default=str)
     return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
