@@ -1,0 +1,149 @@
+"""TokenModel and a linear head as Lightning trains them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import torch
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vitwarm.loop import (
+    SteppedModule,
+    cosine_lr,
+)
+from vitwarm.masking import IGNORE
+from vitwarm.seeding import seed_of
+from vitwarm.sequences import WarmupBatch
+from vitwarm.trunk import (
+    TokenModel,
+)
+
+#: Optimisers of torch that have a fused implementation.
+FUSED = {"adam", "adamw", "sgd", "momentum", "nesterov", "adagrad"}
+
+
+class HiddenLoss(NamedTuple):
+    """Sums over the hidden tokens of a micro-batch."""
+
+    loss: Tensor
+    """Cross-entropy in nats, summed."""
+    correct: Tensor
+    n_hidden: Tensor
+
+
+def hidden_loss(logits_KV: Tensor, targets_K: Tensor) -> HiddenLoss:
+    """Sums cross-entropy and hits over hidden tokens.
+
+    Args:
+        logits_KV: one row per hidden token, padded rows included.
+        targets_K: int64 ids, IGNORE in padded rows.
+    """
+    loss = nn.functional.cross_entropy(
+        logits_KV.float(), targets_K, ignore_index=IGNORE, reduction="sum"
+    )
+    with torch.no_grad():
+        correct = (logits_KV.argmax(dim=-1) == targets_K).sum()
+        n_hidden = (targets_K != IGNORE).sum()
+    return HiddenLoss(loss, correct, n_hidden)
+
+
+class WarmupModule(SteppedModule):
+    """TokenModel and a linear head, with logits only where a token is hidden."""
+
+    def __init__(
+        self,
+        tokens: TokenModel,
+        *,
+        n_ids: int,
+        n_steps: int,
+        ramp_steps: int,
+        accumulate: int,
+        world_size: int = 1,
+        rank: int = 0,
+        opt: str = "adamw",
+        lr: float = 2e-3,
+        min_lr: float = 1e-6,
+        warmup_lr: float = 1e-7,
+        weight_decay: float = 0.05,
+        clip_grad: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            n_steps=n_steps, accumulate=accumulate, clip_grad=clip_grad, seed=seed, rank=rank
+        )
+        self.tokens = tokens
+        self.head = nn.Linear(tokens.width, n_ids)
+        generator = torch.Generator().manual_seed(seed_of(seed, "warmup head"))
+        with torch.no_grad():
+            nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
+            nn.init.zeros_(self.head.bias)
+        self.ramp_steps = ramp_steps
+        self.world_size = world_size
+        self.opt = opt
+        self.peak, self.end, self.begin = lr, min_lr, warmup_lr
+        self.weight_decay = weight_decay
+        self.compiled = False
+        self.seconds_before = 0.0
+        self._started: float | None = None
+        self._meters: Tensor | None = None
+
+    def forward(self, input_ids_BT: Tensor, hidden_K: Tensor) -> Tensor:
+        """Returns logits [K, n_ids] of the tokens at the flat positions `hidden_K`."""
+        x_BTD = self.tokens(input_ids_BT)
+        logits_KV: Tensor = self.head(x_BTD.flatten(0, 1)[hidden_K])
+        return logits_KV
+
+    def training_step(self, batch: WarmupBatch, batch_idx: int) -> Tensor:
+        sums = hidden_loss(self(batch.input_ids, batch.hidden), batch.targets)
+        part = torch.stack([sums.loss.detach(), sums.correct.float(), sums.n_hidden.float()])
+        self._meters = part if self._meters is None else self._meters + part
+        # Lightning divides by the accumulation and DDP by the processes; what is left is the mean
+        # over the hidden tokens of the whole batch, wherever they were computed.
+        return sums.loss * (self.accumulate * self.world_size / batch.n_hidden)
+
+    def make_optimizer(self) -> Optimizer:
+        # A list, not the module: the published recipe decays biases and norms too.
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        extra: dict[str, Any] = {"fused": True} if self.opt in FUSED else {}
+        return create_optimizer_v2(
+            parameters, opt=self.opt, lr=self.peak, weight_decay=self.weight_decay, **extra
+        )
+
+    def lr_at(self, step: int) -> float:
+        return cosine_lr(
+            step,
+            n_steps=self.n_steps,
+            ramp=self.ramp_steps,
+            start=self.begin,
+            peak=self.peak,
+            end=self.end,
+        )
+
+    def read_meters(self) -> dict[str, float]:
+        if self._meters is None:
+            return {}
+        sums = self._meters
+        if self.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        loss, correct, count = sums.tolist()
+        self._meters = None
+        count = max(count, 1.0)
+        return {"loss": loss / count, "hidden_accuracy_percent": 100 * correct / count}
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        return {"compiled": self.compiled, "seconds": self.seconds}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, over all resumptions."""
+        began = self._started
+        return self.seconds_before + (0.0 if began is None else time.monotonic() - began)
+
+    def on_train_start(self) -> None:
+        self._started = time.monotonic()
+
+    def describe_batch(self, step: int) -> str:
+        return f"sequences of seed {self.seed} at step {step:,}"
