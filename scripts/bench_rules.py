@@ -3,13 +3,16 @@
     python scripts/bench_rules.py                    # every rule at 196 tokens
     python scripts/bench_rules.py --rule dyck --rule shuffle-dyck
 
-One JSON line per rule. Timed in interleaved rounds in one process, medians over rounds:
+One JSON line per rule. Timed in interleaved rounds in one process, medians over rounds. What runs
+on one thread is counted per second of its CPU time, so that a busy machine does not blur it:
 
     tokens_per_second             the rule on one thread, into a reused buffer
-    all_cores_tokens_per_second   the same on all cores of this process
     batch_tokens_per_second       whole masked batches of 256 (`make_batch`), one thread
     loop_tokens_per_second        the plain loop, over `random.random` and lists
     over_loop                     the first over the last, median of the rounds' ratios
+    all_cores_tokens_per_second   the rule on all cores of this process, per second of wall time
+    all_over_one                  the same over one thread's, both per second of wall time
+    cores_got                     CPU time over wall time while it ran: below `cores`, others ran
 
 `memory_growth_mb` is how much the process's peak grew while a million sequences went through one
 buffer of 4,096; `peak_memory_mb` is the whole process, numba included.
@@ -97,16 +100,21 @@ def bench(rule: Rule, args: argparse.Namespace) -> dict[str, Any]:
         "loop": (lambda: [loop(rule, n_tokens, i) for i in range(n_loop)], n_loop),
     }
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    over_one, got = [], []
     for name, (work, _) in contenders.items():  # compiled, and the caches warm
         if name != "loop":
             work()
     for _ in range(args.rounds):
+        walls, busy = {}, {}
         for name, (work, n_sequences) in contenders.items():
-            begin = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             work()
-            speeds[name].append(n_sequences * n_tokens / (time.perf_counter() - begin))
+            walls[name], busy[name] = time.perf_counter() - wall, time.process_time() - cpu
+            seconds = walls[name] if name == "all" else busy[name]
+            speeds[name].append(n_sequences * n_tokens / seconds)
+        over_one.append(walls["one"] / walls["all"])
+        got.append(busy["all"] / walls["all"])
     over_loop = [a / b for a, b in zip(speeds["one"], speeds["loop"], strict=True)]
-    over_one = [a / b for a, b in zip(speeds["all"], speeds["one"], strict=True)]
     return {
         "rule": rule.name,
         "params": rule_config(rule)["params"],
@@ -116,6 +124,7 @@ def bench(rule: Rule, args: argparse.Namespace) -> dict[str, Any]:
         "cores": cores,
         "all_cores_tokens_per_second": round(statistics.median(speeds["all"])),
         "all_over_one": round(statistics.median(over_one), 2),
+        "cores_got": round(statistics.median(got), 2),
         "batch_tokens_per_second": round(statistics.median(speeds["batch"])),
         "loop_tokens_per_second": round(statistics.median(speeds["loop"])),
         "over_loop": round(statistics.median(over_loop), 1),

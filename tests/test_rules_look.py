@@ -28,7 +28,7 @@ def test_list_names_every_rule_parameter_and_preset(capsys: pytest.CaptureFixtur
 
 
 def test_show_draws_brackets_and_marks_what_is_hidden(capsys: pytest.CaptureFixture) -> None:
-    assert _run("show", "dyck", "n_kinds=1", "--n", "2", "--tokens", "20") == 0
+    assert _run("show", "--tokens", "20", "dyck", "--n", "2", "n_kinds=1") == 0
     lines = capsys.readouterr().out.splitlines()
     assert '"n_kinds": 1' in lines[0]
     first = next(i for i, line in enumerate(lines) if line.startswith("sequence 0: ")) + 1

@@ -7,176 +7,15 @@ and pads fill the rest: they stay visible and never count.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from vitwarm.rules.algorithm_kernels import fill_delete, fill_mirrored, fill_stack, fill_unique
-from vitwarm.rules.base import Bools, Ids, Rows, Rule, to_rows
-
-#: The mark of a pop in `stack`; reserved everywhere, so that all seven share their ids.
-POP = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Algorithm(Rule):
-    """What the seven share. Ids: 0 is reserved (pop), 1..n_symbols, the separator, the pad."""
-
-    n_separators: ClassVar[int] = 1
-    least_length: ClassVar[int] = 1
-    """Tokens that x needs."""
-
-    n_symbols: int = 99
-    """Symbols that x is made of, from 2 on."""
-    length: int | None = None
-    """Tokens of x (of both parts for union, operations for stack); none: as many as fit."""
-
-    def __post_init__(self) -> None:
-        if self.n_symbols < 2:
-            raise self.refuse("n_symbols", self.n_symbols, "needs at least 2 symbols")
-        self.check_ids()
-        if self.length is not None and self.length < self.least_length:
-            raise self.refuse("length", self.length, f"takes a length from {self.least_length} on")
-
-    @property
-    def n_ids(self) -> int:
-        """The pop, the symbols, the separator and the pad."""
-        return self.n_symbols + 3
-
-    @property
-    def separator_id(self) -> int:
-        """Stands between the question's parts and before the answer."""
-        return self.n_symbols + 1
-
-    @property
-    def pad_id(self) -> int:
-        """The last id."""
-        return self.n_symbols + 2
-
-    @property
-    def separator_ids(self) -> tuple[int, ...]:
-        """The separator and the pad."""
-        return (self.separator_id, self.pad_id)
-
-    @property
-    def hide_share(self) -> float:
-        """1: the whole answer."""
-        return 1.0
-
-    @property
-    def determined(self) -> bool:
-        """True: the question is visible and has one answer."""
-        return True
-
-    @abstractmethod
-    def n_needed(self, length: int) -> int:
-        """Returns the tokens that x of this length, its separators and longest answer take."""
-
-    @abstractmethod
-    def answer(self, question: list[list[int]], length: int) -> list[int] | None:
-        """Returns the answer by its definition; None where the question is none.
-
-        Args: question: its parts, between separators.  length: the tokens that x must have.
-        """
-
-    @abstractmethod
-    def has_order(self, counts: Counter[int], n_answer: int, length: int) -> bool:
-        """Says whether tokens of these counts can be put into an order that is a word."""
-
-    def question_length(self, n_tokens: int) -> int:
-        """Returns the length of x in sequences of `n_tokens`; too short a sequence gives 0."""
-        if self.length is not None:
-            return self.length if self.n_needed(self.length) <= n_tokens else 0
-        length = n_tokens  # n_needed grows by one to four tokens per token of x
-        while length >= self.least_length and self.n_needed(length) > n_tokens:
-            length -= 1
-        return length if length >= self.least_length else 0
-
-    def fit_length(self, n_tokens: int) -> int:
-        """Returns `n_tokens`: pads take what the rule cannot use.
-
-        Raises: RuleError: the question and its longest answer do not fit.
-        """
-        self.check_tokens(n_tokens, at_least=self.n_needed(self.length or self.least_length))
-        return n_tokens
-
-    def maskable(self, ids_BT: ArrayLike) -> Bools:
-        """The answer: what stands behind the last separator and is no pad. Returns: bool [B, T]."""
-        ids = to_rows(ids_BT)
-        answers = np.cumsum(ids == self.separator_id, axis=1, dtype=np.int16) == self.n_separators
-        return np.array(answers & (ids <= self.n_symbols))
-
-    def accepts(self, ids_BT: ArrayLike) -> Bools:
-        """Questions of the right length with their answer, then nothing but pads."""
-        ids = to_rows(ids_BT)
-        length = self.question_length(ids.shape[1])
-        return np.array([self._is_word(row, length) for row in ids.tolist()], dtype=bool)
-
-    def _is_word(self, row: list[int], length: int) -> bool:
-        parts = self._split(row)
-        if parts is None or not length:
-            return False
-        return self.answer(parts[:-1], length) == parts[-1]
-
-    def _split(self, row: list[int]) -> list[list[int]] | None:
-        """Cuts a row at its separators, pads taken off; None where the row has no such form."""
-        parts: list[list[int]] = [[]]
-        while row and row[-1] == self.pad_id:
-            row = row[:-1]
-        for token in row:
-            if token == self.separator_id:
-                parts.append([])
-            elif POP <= token <= self.n_symbols:
-                parts[-1].append(token)
-            else:
-                return None
-        return parts if len(parts) == self.n_separators + 1 else None
-
-    def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
-        """Rows that are a word in some order; separators and pads stay where they are."""
-        ids = to_rows(ids_BT)
-        length = self.question_length(ids.shape[1])
-        fine = np.zeros(len(ids), dtype=np.bool_)
-        form = self.example_parts(length)
-        for row, tokens in enumerate(ids.tolist()):
-            parts = self._split(tokens)
-            if length and parts is not None and [len(part) for part in parts[:-1]] == form:
-                counts = Counter(token for part in parts for token in part)
-                fine[row] = self.has_order(counts, len(parts[-1]), length)
-        return fine
-
-    def example_parts(self, length: int) -> list[int]:
-        """Returns the lengths of the question's parts."""
-        return [length]
-
-    def solve(self, visible_BT: ArrayLike) -> Ids:
-        """Computes the hidden answers from their questions. Returns: int16 [B, T]."""
-        solved = to_rows(visible_BT).copy()
-        for row in solved:
-            ends = np.flatnonzero(row == self.separator_id)
-            if len(ends) != self.n_separators:
-                continue
-            parts = [part[part != self.separator_id].tolist() for part in np.split(row, ends)]
-            answer = self.answer(parts[:-1], self.question_length(len(row)))
-            if answer is not None:
-                place = slice(ends[-1] + 1, ends[-1] + 1 + len(answer))
-                row[place] = np.where(row[place] == self.n_ids, answer, row[place])
-        return solved
-
-    def _fill_unique(self, out_BT: Ids, seed: int, rows_B: Rows, *, halves: bool) -> None:
-        length = self.question_length(out_BT.shape[1])
-        last_row = np.full(self.n_symbols + 1, -1, dtype=np.int64)
-        x = np.empty(length, dtype=np.int16)
-        key, n_symbols = self.key(seed), self.n_symbols
-        fill_unique(out_BT, key, rows_B, length, n_symbols, halves, last_row, x)
-
-    def _is_plain(self, x: list[int], length: int) -> bool:
-        """Says whether x is made of symbols alone and has its length."""
-        return len(x) == length and POP not in x
+from vitwarm.rules.answers import POP, Algorithm
+from vitwarm.rules.base import Ids, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +48,7 @@ class Identity(_Mirrored):
 
     def answer(self, question: list[list[int]], length: int) -> list[int] | None:
         """x itself."""
-        return question[0] if self._is_plain(question[0], length) else None
+        return question[0] if self.is_plain(question[0], length) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +60,7 @@ class Reverse(_Mirrored):
 
     def answer(self, question: list[list[int]], length: int) -> list[int] | None:
         """x from its end."""
-        return question[0][::-1] if self._is_plain(question[0], length) else None
+        return question[0][::-1] if self.is_plain(question[0], length) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,37 +72,50 @@ class Sort(_Mirrored):
 
     def answer(self, question: list[list[int]], length: int) -> list[int] | None:
         """x in ascending order."""
-        return sorted(question[0]) if self._is_plain(question[0], length) else None
+        return sorted(question[0]) if self.is_plain(question[0], length) else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Set(Algorithm):
+class _Unique(Algorithm):
+    """A question, and its tokens once, in the order in which they first come."""
+
+    _halves: ClassVar[bool]
+
+    def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
+        """Writes the sequences of these rows."""
+        length = self.question_length(out_BT.shape[1])
+        last_row = np.full(self.n_symbols + 1, -1, dtype=np.int64)
+        x = np.empty(length, dtype=np.int16)
+        key, n_symbols = self.key(seed), self.n_symbols
+        fill_unique(out_BT, key, rows_B, length, n_symbols, self._halves, last_row, x)
+
+    def has_order(self, counts: Counter[int], n_answer: int, length: int) -> bool:
+        """Every symbol comes in the question and once in the answer."""
+        return POP not in counts and n_answer == len(counts) and min(counts.values()) >= 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Set(_Unique):
     """x | the tokens of x, each once, in the order in which they first come."""
 
     name: ClassVar[str] = "set"
+    _halves: ClassVar[bool] = False
 
     def n_needed(self, length: int) -> int:
         """x, the separator, and at most as many tokens again."""
         return 2 * length + 1
 
-    def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
-        """Writes the sequences of these rows."""
-        self._fill_unique(out_BT, seed, rows_B, halves=False)
-
     def answer(self, question: list[list[int]], length: int) -> list[int] | None:
         """Every token of x once."""
-        return list(dict.fromkeys(question[0])) if self._is_plain(question[0], length) else None
-
-    def has_order(self, counts: Counter[int], n_answer: int, length: int) -> bool:
-        """Every symbol comes in x and once in the answer."""
-        return POP not in counts and n_answer == len(counts) and min(counts.values()) >= 2
+        return list(dict.fromkeys(question[0])) if self.is_plain(question[0], length) else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Union(Algorithm):
+class Union(_Unique):
     """x1 | x2 | the tokens of both, each once, in the order in which they first come."""
 
     name: ClassVar[str] = "union"
+    _halves: ClassVar[bool] = True
     n_separators: ClassVar[int] = 2
     least_length: ClassVar[int] = 2
 
@@ -280,23 +132,15 @@ class Union(Algorithm):
         """Returns the length of both halves together, an even number."""
         return super().question_length(n_tokens) // 2 * 2
 
-    def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
-        """Writes the sequences of these rows."""
-        self._fill_unique(out_BT, seed, rows_B, halves=True)
-
     def answer(self, question: list[list[int]], length: int) -> list[int] | None:
         """Every token of both halves once."""
-        if not all(self._is_plain(half, length // 2) for half in question):
+        if not all(self.is_plain(half, length // 2) for half in question):
             return None
         return list(dict.fromkeys(question[0] + question[1]))
 
     def example_parts(self, length: int) -> list[int]:
         """Two halves."""
         return [length // 2, length // 2]
-
-    def has_order(self, counts: Counter[int], n_answer: int, length: int) -> bool:
-        """Every symbol comes in a half and once in the answer."""
-        return POP not in counts and n_answer == len(counts) and min(counts.values()) >= 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +162,7 @@ class Delete(Algorithm):
     def answer(self, question: list[list[int]], length: int) -> list[int] | None:
         """x without the first d."""
         x, d = question
-        if not self._is_plain(x, length) or not self._is_plain(d, 1):
+        if not self.is_plain(x, length) or not self.is_plain(d, 1):
             return None
         place = x.index(d[0]) if d[0] in x else length
         return x[:place] + x[place + 1 :]

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from vitwarm.rules.algorithms import Algorithm
+from vitwarm.rules.answers import Algorithm
 from vitwarm.rules.automata import CellularAutomaton
 from vitwarm.rules.base import Bools, Ids, Rule
 from vitwarm.rules.dyck import BracketRule

@@ -33,9 +33,27 @@ from vitwarm.rules.presets import PRESETS
 from vitwarm.rules.stats import rule_stats
 
 
+class _Intermixed(argparse.ArgumentParser):
+    """A subparser whose options may stand between its words, as in `show dyck --n 3 n_kinds=8`."""
+
+    _inside = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses words and options in any order; argparse offers that to outer parsers only."""
+        if self._inside:  # parse_known_intermixed_args comes back here for its two passes
+            return super().parse_known_args(args, namespace)
+        self._inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the words of `vitwarm rules`."""
-    commands = parser.add_subparsers(dest="look", required=True, metavar="list | show | stats")
+    commands = parser.add_subparsers(
+        dest="look", required=True, metavar="list | show | stats", parser_class=_Intermixed
+    )
     listing = commands.add_parser("list", help="every rule, its parameters, and the presets")
     listing.add_argument("--json", action="store_true", help="as JSON")
     for name, tokens, n, help_text in (
