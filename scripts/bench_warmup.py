@@ -29,10 +29,10 @@ from lightning.pytorch import Callback
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from vitwarm.masking import IGNORE, make_batch
 
 from vitwarm.config import WarmupRun, load_config
 from vitwarm.loop import choose_device, compile_blocks, make_trainer
+from vitwarm.masking import IGNORE, make_batch
 from vitwarm.sequences import WarmupBatch
 from vitwarm.warmup import WarmupPlan, make_loader, make_module, make_token_model, plan_warmup
 

@@ -253,7 +253,7 @@ class Metrics(Callback):
 
     def _interval(self, module: Any, step: int) -> dict[str, float]:
         module.check_finite()
-        values = module.read_meters()
+        values: dict[str, float] = module.read_meters()
         now = time.perf_counter()
         seconds = max(now - self.marked, 1e-9)
         steps = max(step - self.marked_step, 1)
