@@ -30,7 +30,9 @@ def plan_warmup(config: WarmupRun) -> WarmupFacts:
     rule = json.dumps({"n_kinds": 64, **config.rule.params}, sort_keys=True)
     digest = config_hash(config, {"rule.params": rule})
     folder = Path(config.run.root) / f"{config.name}-{digest[:8]}"
-    return WarmupFacts(folder=folder, samples=budget.samples, steps=budget.steps)
+    return WarmupFacts(
+        folder=folder, samples=budget.samples, steps=budget.steps, tokens=budget.tokens
+    )
 
 
 def count_images(config: TrainRun) -> int:

@@ -129,6 +129,17 @@ def test_steps_and_epochs_are_never_mixed(tmp_path: Path) -> None:
     assert sum("Matched epochs:" in text for text in texts) == 1
 
 
+def test_sweeps_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for root in ("a", "b"):
+        write_sweep(tmp_path / root, arms={"default": law}, sizes=(100,), seeds=1)
+    paths = run_report([tmp_path / "a", tmp_path / "b"], tmp_path / "out", figures=False)
+    assert [(one.title, one.slug) for one in paths.analyses] == [
+        ("toy", "toy"), ("toy (2)", "toy-2"),
+    ]  # fmt: skip
+    inside = gather([tmp_path / "a" / "sweeps" / "toy"])
+    assert [section.title for section in inside] == ["toy"]
+
+
 def test_runs_of_other_recipes_are_other_sections(tmp_path: Path) -> None:
     write_training(tmp_path, seed=0)
     folder = write_training(tmp_path, seed=1)

@@ -211,7 +211,8 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_done(tmp_path: Path) -> None
     config, path = config_of(tmp_path, SWEEP)
     text = show_plan(config, recipe=path, stages=FAKE)
     assert not (tmp_path / "runs").exists()
-    assert "warm-up dyck · seed 0: 50 steps, 12,800 sequences" in text
+    assert "warm-up dyck · seed 0: 50 steps, 12,800 sequences, 2,508,800 tokens" in text
+    assert "warmup_seeds: shared" in text  # the resolved config
     assert "match     steps; warm-up seeds shared; seeds 0, 1" in text
     assert "200 steps, 10,000 images seen, x 2 seeds" in text
     assert "456 steps, 22,800 images seen" in text  # train longer: 200 + 12,800 / 50
@@ -286,3 +287,41 @@ def test_the_rows_of_an_array_add_up_to_the_sweep(tmp_path: Path) -> None:
     assert json.loads((plan.home / "rows" / f"{early.key}.json").read_text())["reason"] == ""
     with pytest.raises(ConfigError, match="has no such row"):
         run_alone(loaded, "train-0", FAKE)
+
+
+@pytest.mark.parametrize(
+    ("late", "code", "requeued"),
+    [(True, 143, True), (False, 75, True), (False, 0, False), (False, 2, False)],
+)
+def test_an_arrays_job_saves_in_time_and_queues_itself_again(
+    tmp_path: Path, late: bool, code: int, requeued: bool
+) -> None:
+    """The job's script, with stand-ins for srun and scontrol that note how they are called."""
+    config, path = config_of(tmp_path, CONTROL, "executor=slurm")
+    plan = make_plan(config, recipe=path, stages=FAKE)
+    script = write_slurm(plan, config, plan.rows).scripts[0]
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    waits = f"trap 'sleep 0.2; exit {code}' TERM; touch {tmp_path}/up; while :; do sleep 0.02; done"
+    (tools / "srun").write_text(
+        f'#!/bin/bash\necho "$@" > {tmp_path}/run\n{waits if late else f"exit {code}"}\n'
+    )
+    (tools / "scontrol").write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/requeued\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    environment = {
+        **os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "0",
+        "SLURM_JOB_ID": "77",
+    }  # fmt: skip
+    job = subprocess.Popen(["bash", script], env=environment)
+    until = time.monotonic() + 20
+    while late and not (tmp_path / "up").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    if late:
+        job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=20) == code
+    words = (tmp_path / "run").read_text().split()
+    assert words[words.index("--row") + 1] == plan.rows[0].key
+    assert (tmp_path / "requeued").exists() == requeued
+    if requeued:
+        assert (tmp_path / "requeued").read_text() == "requeue 77\n"

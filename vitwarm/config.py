@@ -393,7 +393,10 @@ class SweepConfig:
     """Jobs per sbatch array, at most (sites allow MaxArraySize - 1, commonly 1000)."""
 
     def __post_init__(self) -> None:
-        _positive(self, "sweep", "slots", "array_limit")
+        for name in ("slots", "array_limit"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} is {value}; it must be above 0.")
 
 
 Config = TypeVar("Config", WarmupRun, TrainRun, SweepConfig)

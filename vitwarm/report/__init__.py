@@ -10,7 +10,9 @@ report can be made on a laptop from copied records.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +54,7 @@ def run_report(
     from vitwarm.report.page import make_page
     from vitwarm.report.tables import write_csvs, write_json
 
-    analyses = [analyse(section) for section in gather(roots)]
+    analyses = _tell_apart([analyse(section) for section in gather(roots)])
     folder = Path(out)
     write_json(analyses, folder / "report.json")
     csvs = write_csvs(analyses, folder)
@@ -64,6 +66,19 @@ def run_report(
     page = folder / "index.html"
     write_text(page, make_page(analyses, title or "Data-efficiency report"))
     return ReportPaths(page, folder / "report.json", csvs, pictures, analyses)
+
+
+def _tell_apart(analyses: list[Analysis]) -> list[Analysis]:
+    """Numbers sections of one name: their anchors and pictures must not be shared."""
+    seen: Counter[str] = Counter()
+    told = []
+    for one in analyses:
+        seen[one.slug] += 1
+        n = seen[one.slug]
+        if n > 1:
+            one = dataclasses.replace(one, slug=f"{one.slug}-{n}", title=f"{one.title} ({n})")
+        told.append(one)
+    return told
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -105,11 +105,8 @@ def arm_of(record: Record) -> str:
 
 
 def _find_manifests(roots: Iterable[str | Path]) -> list[Path]:
-    found = {
-        path.resolve() for root in roots for path in Path(root).rglob("manifest.json")
-        if path.parent.parent.name == "sweeps"
-    }  # fmt: skip
-    return sorted(found)
+    found = {path for root in roots for path in Path(root).resolve().rglob("manifest.json")}
+    return sorted(path for path in found if path.parent.parent.name == "sweeps")
 
 
 def _read_sweep(path: Path, runs: dict[Path, FoundRun], claimed: set[Path]) -> list[Section]:

@@ -241,7 +241,8 @@ class _Planner:
         arms = dict.fromkeys([*(old.arms if old else ()), *([name] if name else [])])
         row = Row(
             key=key, kind="warmup", config=old.config if old else config, seed=config.seed,
-            arms=tuple(arms), steps=facts.steps, samples=facts.samples, folder=str(facts.folder),
+            arms=tuple(arms), steps=facts.steps, samples=facts.samples, tokens=facts.tokens,
+            folder=str(facts.folder),
         )  # fmt: skip
         self.warmups[key] = row
         return row

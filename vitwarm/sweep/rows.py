@@ -58,6 +58,8 @@ class Row:
     """Planned; a warm-up that stops early changes its trainings' extra samples."""
     samples: int
     """Planned: sequences, or images seen."""
+    tokens: int | None = None
+    """Planned, of a warm-up."""
     folder: str | None = None
     """Of a warm-up or initialiser; a training's is known once its trunk exists."""
 

@@ -6,7 +6,9 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from vitwarm.config import SweepConfig, TrainRun
+from omegaconf import OmegaConf
+
+from vitwarm.config import SweepConfig, TrainRun, to_plain
 from vitwarm.errors import VitwarmError
 from vitwarm.records import read_records
 from vitwarm.sweep.board import Board
@@ -16,13 +18,14 @@ from vitwarm.units import format_seconds
 
 
 def describe_plan(plan: Plan, config: SweepConfig, stages: Stages) -> str:
-    """Returns the plan as lines: one per warm-up, one per arm and number of images, totals."""
+    """Returns the resolved config, the rows in a few lines, totals, and an estimate of the time."""
     board = Board(plan, stages, writes=False)
     settled, left = board.settle(plan.rows)
     waiting = {row.key for row in left}
     warmups = [row for row in plan.rows if row.kind == "warmup"]
     trainings = [row for row in plan.rows if row.kind == "train"]
     lines = [
+        OmegaConf.to_yaml(OmegaConf.create(to_plain(config))),
         f"sweep     {plan.name} in {plan.home}",
         f"match     {plan.match}; warm-up seeds {plan.warmup_seeds}; "
         f"seeds {', '.join(map(str, config.seeds))}",
@@ -32,7 +35,8 @@ def describe_plan(plan: Plan, config: SweepConfig, stages: Stages) -> str:
     for row in warmups:
         state = "" if row.key in waiting else "  (done)"
         lines.append(
-            f"  {describe_row(row)}: {row.steps or 0:,} steps, {row.samples:,} sequences{state}"
+            f"  {describe_row(row)}: {row.steps or 0:,} steps, {row.samples:,} sequences, "
+            f"{row.tokens or 0:,} tokens{state}"
         )
     lines += _training_lines(trainings, waiting)
     lines += [f"  ! {describe_row(d.row)}: {d.reason}" for d in settled if d.state == "refused"]

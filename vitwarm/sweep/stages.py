@@ -26,6 +26,7 @@ class WarmupFacts:
     folder: Path
     samples: int
     steps: int
+    tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +45,14 @@ Config = WarmupRun | TrainRun | InitConfig
 
 
 def plan_warmup(config: WarmupRun) -> WarmupFacts:
-    """Returns a warm-up's folder, samples and steps. Raises: as `vitwarm.warmup.plan_warmup`."""
+    """Returns what a warm-up will be. Raises: as `vitwarm.warmup.plan_warmup`."""
     from vitwarm import warmup
 
     plan = warmup.plan_warmup(config)
-    return WarmupFacts(folder=plan.folder, samples=plan.budget.samples, steps=plan.budget.steps)
+    budget = plan.budget
+    return WarmupFacts(
+        folder=plan.folder, samples=budget.samples, steps=budget.steps, tokens=budget.tokens
+    )
 
 
 def count_images(config: TrainRun) -> int:
