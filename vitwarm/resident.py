@@ -110,10 +110,16 @@ def _weights(
     centres = (start[:, None] + places * scale)[..., None]
     reach = scale.clamp(min=1)[..., None]
     pixels = torch.arange(n_in, device=start.device) + 0.5
-    weights = kernel((pixels - centres) / reach)
+    first, last = start[:, None, None], (start + length)[:, None, None]
+
+    def seen(at: Tensor) -> Tensor:
+        """What pixels at some places give; those beside the crop nothing (timm, torchvision)."""
+        return kernel((at - centres) / reach) * ((at > first) & (at < last))
+
+    weights = seen(pixels)
     if reflect:  # pixel j is seen again at -j and at 2 (n - 1) - j
-        weights[..., 1:] += kernel((1 - pixels[1:] - centres) / reach)
-        weights[..., :-1] += kernel((2 * n_in - 1 - pixels[:-1] - centres) / reach)
+        weights[..., 1:] += seen(1 - pixels[1:])
+        weights[..., :-1] += seen(2 * n_in - 1 - pixels[:-1])
     return weights / weights.sum(dim=-1, keepdim=True)
 
 

@@ -10,6 +10,11 @@ import numpy as np
 
 from vitwarm.seeding import hash_bits, mix_u64
 
+#: A JPEG is decoded at a half (a quarter, an eighth) of its size where the crop then still has so
+#: many times the pixels asked for. On 250 ImageNet images at 64 to 112 px the result differs from a
+#: whole decoding by 0.9 / 255 on average with 1.5, by 1.5 / 255 with 1.
+SCALE_MARGIN = 1.5
+
 #: Draws of a random crop before it falls back to a centred one (torchvision's number).
 ATTEMPTS = 10
 
@@ -20,6 +25,9 @@ class TrainCrop:
 
     `rrc`: torchvision's RandomResizedCrop (Szegedy 2014). `pad`: a square of the image's own size
     out of the image reflected at its edges by an eighth; boxes then may begin below zero.
+
+    Crops much larger than `size` lie on the grid of the reduced decoding (see `reduction`), at most
+    seven pixels from where torchvision has them.
     """
 
     size: int
@@ -75,7 +83,20 @@ class TrainCrop:
             todo = todo[~fits]
             if not len(todo):
                 break
+        grid = self.reduction(out)[:, None]
+        out[:, :4] -= out[:, :4] % grid
         return out
+
+    def reduction(self, boxes: np.ndarray) -> np.ndarray:
+        """Returns by what each crop may be shrunk while decoding: 1, 2, 4 or 8; int64 [b].
+
+        Args:
+            boxes: [b, 5], as `boxes` returns them.
+        """
+        if self.mode == "pad":
+            return np.ones(len(boxes), np.int64)
+        room = boxes[:, 2:4].min(axis=1) // math.ceil(SCALE_MARGIN * self.size)
+        return np.select([room >= 8, room >= 4, room >= 2], [8, 4, 2], 1)
 
     def _fallback(self, out: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> None:
         """Fills in the largest centred box whose aspect ratio is allowed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from vitwarm.errors import ShardError
 from vitwarm.seeding import hash_bits, mix_u64
 from vitwarm.shards.index import ShardIndex
+from vitwarm.shards.shardrows import split_name
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,11 @@ class Subset:
     rows: np.ndarray
     """int64, ascending."""
     sha256: str
-    """Of the sorted keys, one a line."""
+    """Of the keys in sorted order, one a line; the same wherever the images lie."""
     per_class: np.ndarray
     """int64 [n_classes], images of each class."""
+    keys: list[bytes] | None = None
+    """The keys in sorted order; None: all images."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -31,73 +35,127 @@ class Subset:
 def choose_fraction(index: ShardIndex, fraction: float, *, seed: int) -> Subset:
     """Returns the first round(fraction x n) images of one global order.
 
-    Each image is keyed by (its hashed rank within its class + a hashed offset of the class) / size
-    of the class, so any prefix is balanced to within one image per class, any two fractions of a
-    seed are nested, and neither shard names nor their order matter.
+    Any prefix of that order is balanced to within one image per class, any two fractions of a seed
+    are nested, and neither the names of the shards nor their order matter.
 
     Args:
         fraction: share of the images, in (0, 1].
     Raises: ShardError: a fraction out of range, or one that leaves a class without an image.
     """
     if not 0 < fraction <= 1:
-        raise ShardError(f"data.fraction is {fraction}; it must lie above 0 and at most 1.")
-    n = index.n_images
-    n_wanted = max(1, round(fraction * n))
-    if n_wanted == n:
-        return _subset(index, np.arange(n))
-    labels = np.asarray(index.labels)
-    hashes = mix_u64(np.asarray(index.key_hashes), hash_bits(seed, "fraction", "image"))
-    classes = np.arange(index.n_classes)
-    offsets = mix_u64(classes, hash_bits(seed, "fraction", "class")) / np.float64(2.0**64)
-    by_class = np.lexsort((hashes, labels))
-    sizes = np.bincount(labels, minlength=index.n_classes)
-    firsts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    ranks = np.empty(n, np.int64)
-    ranks[by_class] = np.arange(n) - firsts[labels[by_class]]
-    place = (ranks + offsets[labels]) / sizes[labels]
-    rows = np.lexsort((hashes, place))[:n_wanted]
-    subset = _subset(index, np.sort(rows))
-    empty = np.flatnonzero((sizes > 0) & (subset.per_class == 0))
-    if len(empty):
-        smallest = int(np.ceil((1 - offsets[empty]).size and n / sizes[sizes > 0].min()))
         raise ShardError(
-            f"data.fraction is {fraction}: {n_wanted} of {n} images leave {len(empty)} of "
-            f"{int((sizes > 0).sum())} classes without an image (class {int(empty[0])} first). "
-            f"Use at least {min(1.0, smallest / n):.4g}."
+            f"data.fraction is {fraction}; it must lie above 0 and at most at 1. Use 0.01 for 1 %."
+        )
+    n_wanted = round(fraction * index.n_images)
+    if n_wanted == index.n_images:
+        return _subset(index, np.arange(index.n_images))
+    if index.streaming:
+        raise ShardError(
+            f"data.fraction is {fraction}, but the source is streamed, and a fraction needs an "
+            "index. Copy the shards to a disk, or use data.fraction=1."
+        )
+    labels = np.asarray(index.labels)
+    order = fraction_order(np.asarray(index.key_hashes), labels, seed=seed)
+    subset = _subset(index, np.sort(order[:n_wanted]))
+    empty = np.flatnonzero(
+        (subset.per_class == 0) & (np.bincount(labels, minlength=index.n_classes) > 0)
+    )
+    if len(empty):
+        n_needed = int(np.unique(labels[order], return_index=True)[1].max()) + 1
+        n_classes = len(np.unique(labels))
+        least = np.ceil(n_needed / index.n_images * 1e6) / 1e6
+        raise ShardError(
+            f"data.fraction is {fraction}: {n_wanted:,} of {index.n_images:,} images leave "
+            f"{len(empty):,} of {n_classes:,} classes without any (class {empty[0]} first). With "
+            f"this seed the smallest fraction is {least:g} ({n_needed:,} images)."
         )
     return subset
 
 
-def choose_list(index: ShardIndex, path: str | Path) -> Subset:
-    """Returns the images that a file lists, one a line: keys, or file names with these base names.
+def fraction_order(key_hashes: np.ndarray, labels: np.ndarray, *, seed: int) -> np.ndarray:
+    """Returns the global order whose prefixes are the fractions, int64 [n].
 
-    Raises: ShardError: no such file, or a line that names no image of the shards.
+    Each image's place is (its hashed rank within its class + a hashed offset of the class) / size
+    of the class.
+
+    Args:
+        key_hashes: uint64 [n], `shardrows.hash_key` of each key.
+        labels: int64 [n].
     """
+    n, sizes = len(labels), np.bincount(labels)
+    hashes = mix_u64(key_hashes, hash_bits(seed, "fraction", "image"))
+    key = hash_bits(seed, "fraction", "class")
+    offsets = mix_u64(np.arange(len(sizes)), key) / np.float64(2.0**64)
+    by_class = np.lexsort((hashes, labels))
+    firsts = np.cumsum(sizes) - sizes
+    ranks = np.empty(n, np.int64)
+    ranks[by_class] = np.arange(n) - firsts[labels[by_class]]
+    place = (ranks + offsets[labels]) / sizes[labels]
+    return np.lexsort((hashes, place)).astype(np.int64)
+
+
+def choose_list(index: ShardIndex, path: str | Path) -> Subset:
+    """Returns the images that a file lists, one a line: keys, or file names such as SimCLR's.
+
+    A line may carry folders and endings (`n01440764/n01440764_10026.JPEG`); what counts is the base
+    name up to its first dot, unless base names are ambiguous in these shards: then the whole key.
+
+    Raises: ShardError: no such file, no lines, a line that names no image of the shards or names
+        one again, or a streamed source.
+    """
+    if index.streaming:
+        raise ShardError(
+            f"data.image_list is {str(path)!r}, but the source is streamed, and a list needs an "
+            "index. Copy the shards to a disk."
+        )
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError as error:
-        raise ShardError(f"data.image_list is {str(path)!r}: {error.strerror}.") from None
-    where = {key.rpartition("/")[2]: row for row, key in enumerate(index.keys)}
-    rows = set()
+        raise ShardError(
+            f"data.image_list is {str(path)!r}, which cannot be read: {error.strerror}. Give a "
+            "text file with one key or file name a line."
+        ) from error
+    keys = index.keys.all_raw()
+    rows_of_base = {key.rpartition(b"/")[2]: row for row, key in enumerate(keys)}
+    whole = len(rows_of_base) < len(keys)
+    rows_of = {key: row for row, key in enumerate(keys)} if whole else rows_of_base
+    lines_of_row: dict[int, int] = {}
+    unknown: list[int] = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        if not line.strip() or line.startswith("#"):
             continue
-        name = line.strip().rpartition("/")[2].partition(".")[0]
-        if name not in where:
+        key = split_name(os.fsencode(line.strip()))[0]
+        row = rows_of.get(key if whole else key.rpartition(b"/")[2])
+        if row is None:
+            unknown.append(number)
+        elif row in lines_of_row:
             raise ShardError(
-                f"{path}, line {number}: no image of the shards has the key {name!r}. Is the list "
-                "of another data set?"
+                f"{path}, line {number}: {line.strip()!r} stands in line {lines_of_row[row]} "
+                "already. Take one of the two out."
             )
-        rows.add(where[name])
-    if not rows:
-        raise ShardError(f"data.image_list is {str(path)!r}, which lists no images.")
-    return _subset(index, np.array(sorted(rows), np.int64))
+        else:
+            lines_of_row[row] = number
+    if unknown:
+        raise ShardError(
+            f"{path}: {len(unknown):,} of {len(unknown) + len(lines_of_row):,} lines name no image "
+            f"of the shards, line {unknown[0]} first ({lines[unknown[0] - 1].strip()[:80]!r}; keys "
+            f"here look like {index.keys[0]!r}). Is the list one of another data set?"
+        )
+    if not lines_of_row:
+        raise ShardError(f"data.image_list is {str(path)!r}, which lists no images. Give another.")
+    return _subset(index, np.array(sorted(lines_of_row), np.int64))
 
 
 def _subset(index: ShardIndex, rows: np.ndarray) -> Subset:
-    keys = sorted(np.asarray(index._keys)[rows].tolist())
+    rows = rows.astype(np.int64)
+    if index.streaming:
+        return Subset(rows, index.sha256, np.zeros(index.n_classes, np.int64))
+    everything = len(rows) == index.n_images
+    keys = index.keys.all_raw()
+    chosen = sorted(keys if everything else (keys[row] for row in rows.tolist()))
     return Subset(
-        rows=rows.astype(np.int64),
-        sha256=hashlib.sha256(b"\n".join(keys)).hexdigest(),
+        rows=rows,
+        sha256=hashlib.sha256(b"\n".join(chosen)).hexdigest(),
         per_class=np.bincount(np.asarray(index.labels)[rows], minlength=index.n_classes),
+        keys=None if everything else chosen,
     )

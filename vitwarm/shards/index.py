@@ -9,37 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from braceexpand import braceexpand
+from tqdm import tqdm
 
-from vitwarm.errors import RunError, ShardError
-from vitwarm.files import replacing, write_text
+from vitwarm.errors import ShardError
+from vitwarm.shards.indexfile import Fingerprint, IndexFile, Keys, load_index, save_index
+from vitwarm.shards.shardrows import ShardRows, read_shard
+from vitwarm.shards.sources import Source, find_shards, is_streamed
 
-IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp"})
-LABEL_ENDINGS = frozenset({"cls", "json"})
+log = logging.getLogger("vitwarm")
 
-#: Larger members are refused: no labelled photograph needs as much.
-MAX_MEMBER_BYTES = 256 << 20
-
-FORMAT = 1
-_BLOCK = 512
-_ARRAYS = ("shard_of", "offsets", "sizes", "labels", "keys", "key_hashes")
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file in a tar."""
-
-    name: str
-    offset: int
-    size: int
+#: Threads that wait for the disk; the work between two reads is small.
+_THREADS = 8
 
 
 class ShardIndex:
@@ -50,60 +40,109 @@ class ShardIndex:
         shard_of: int32 [n], which tar a row lies in.
         offsets, sizes: int64 [n], where its image lies, in bytes.
         labels: int64 [n].
-        key_hashes: uint64 [n], of the key, for orders that depend on keys alone.
+        keys: the n keys as text, decoded on access.
+        key_hashes: uint64 [n], of the keys, for orders that depend on keys alone.
         n_classes: from `_info.json` or `classes.txt` beside the shards, or the largest label + 1.
-        sha256: of shard sizes, keys and labels: what an order and a result depend on.
     """
 
+    #: Sources that cannot be read at random places have an index of another kind (stream.py).
+    streaming = False
+
     def __init__(
-        self, paths: list[Path], arrays: dict[str, np.ndarray], *, n_classes: int | None
+        self,
+        paths: Sequence[Path],
+        columns: dict[str, np.ndarray],
+        *,
+        n_classes: int | None,
+        file: Path | None = None,
     ) -> None:
-        self.paths = paths
-        self.shard_of = arrays["shard_of"]
-        self.offsets = arrays["offsets"]
-        self.sizes = arrays["sizes"]
-        self.labels = arrays["labels"]
-        self.key_hashes = arrays["key_hashes"]
-        self._keys = arrays["keys"]
-        largest = int(self.labels.max()) + 1
-        if n_classes is not None and largest > n_classes:
+        """Takes the columns of a scan or of a cached index.
+
+        Args:
+            file: the cached index, which unpickling in another process maps again.
+        Raises: ShardError: a label that is not below n_classes.
+        """
+        self.paths = list(paths)
+        self._take(columns)
+        self._file = file
+        largest = self.largest_label
+        if n_classes is not None and largest >= n_classes:
             row = int(self.labels.argmax())
             raise ShardError(
-                f"{self.paths[self.shard_of[row]]}: image {self.key(row)!r} has label {largest - 1}"
-                f", but the set has {n_classes} classes. Mend the label, or the info file."
+                f"{self.paths[self.shard_of[row]]}: image {self.keys[row]!r} has the label "
+                f"{largest}, but the set has {n_classes} classes (_info.json or classes.txt beside "
+                "it). Mend the label or the file."
             )
-        self.n_classes = n_classes or largest
-        self._sha256: str | None = None
+        self.n_classes = n_classes or largest + 1
+
+    def _take(self, columns: dict[str, np.ndarray]) -> None:
+        self._columns = columns
+        self.shard_of = columns["shard_of"]
+        self.offsets = columns["offsets"]
+        self.sizes = columns["sizes"]
+        self.labels = columns["labels"]
+        self.key_hashes = columns["key_hashes"]
+        self.keys = Keys(columns["key_bytes"], columns["key_ends"])
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"ShardIndex({self.n_images:,} images, {len(self.paths):,} shards)"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {key: value for key, value in self.__dict__.items() if key in _PICKLED}
+        return {**state, "_columns": None if self._file else self._columns}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        columns = state.pop("_columns")
+        self.__dict__.update(state)
+        if columns is None:
+            found = load_index(state["_file"])
+            if found is None:
+                raise ShardError(
+                    f"{state['_file']}, the index of the shards, vanished while it was in use. "
+                    "Give the same command again."
+                )
+            columns = found.columns
+        self._take(columns)
+
     @property
     def n_images(self) -> int:
+        """Images of all shards."""
         return len(self.labels)
 
     @property
+    def largest_label(self) -> int:
+        """The largest label that occurs."""
+        return int(self.labels.max())
+
+    @property
     def shard_names(self) -> list[str]:
+        """File names of the shards."""
         return [path.name for path in self.paths]
 
-    @property
-    def keys(self) -> list[str]:
-        """All keys as text; for a million images a list of a hundred megabytes."""
-        return [key.decode() for key in self._keys.tolist()]
-
-    def key(self, row: int) -> str:
-        """Returns the key of one row."""
-        return bytes(self._keys[row]).decode()
-
-    @property
+    @cached_property
     def sha256(self) -> str:
-        if self._sha256 is None:
-            digest = hashlib.sha256()
-            counts = np.bincount(self.shard_of, minlength=len(self.paths))
-            for array in (counts.astype("<i8"), np.asarray(self.labels, "<i8"), self._keys):
-                digest.update(np.ascontiguousarray(array).tobytes())
-            self._sha256 = digest.hexdigest()
-        return self._sha256
+        """64 hex digits of what an order and a result depend on: keys, labels, sizes, shards."""
+        digest = hashlib.sha256()
+        counts = np.bincount(self.shard_of, minlength=len(self.paths))
+        for array in (counts, self.labels, self.sizes, self._columns["key_ends"]):
+            digest.update(np.ascontiguousarray(array, "<i8").tobytes())
+        digest.update(self._columns["key_bytes"].tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def is_class_sorted(self) -> bool:
+        """Whether neighbours in a shard share their class far more often than chance has it."""
+        labels, shards = np.asarray(self.labels), np.asarray(self.shard_of)
+        pairs = shards[1:] == shards[:-1]
+        shares = np.bincount(labels) / len(labels)
+        chance = float((shares**2).sum())
+        if pairs.sum() < 8 or chance > 0.9:
+            return False
+        together = float((labels[1:] == labels[:-1])[pairs].mean())
+        return (together - chance) / (1 - chance) > 0.5
 
     @classmethod
     def open(
@@ -117,274 +156,172 @@ class ShardIndex:
         """Reads the headers of all shards, or what is cached of those that did not change.
 
         Args:
-            source: a folder of tars, a brace or glob pattern, or several of them after one another.
-            cache: folder for the index; None: beside the shards, or the user's cache folder.
-            label_key: field of KEY.json that is the label; None: KEY.cls, or `label` in KEY.json.
-            allow_pipe: has no effect here; sources that cannot seek are streamed (stream.py).
-        Raises: ShardError: no shards, a tar cut short, an image without a label, two images with
-            one key, a label that is none.
+            source: a folder of tars, DIR/SPLIT, a brace or glob pattern, several of them joined
+                by `::` (see `sources.find_shards`); or an http(s) address or `pipe:` command,
+                which is streamed (stream.py) and promises less.
+            cache: folder for the index; None: beside the shards, or the user's cache folder where
+                those are read-only.
+            label_key: field of KEY.json that is the label; None: the one that `_info.json` names,
+                else KEY.cls, else `label` in KEY.json.
+            allow_pipe: permits `pipe:` sources, which run a shell command.
+        Raises: ShardError: no shards, a tar cut short or damaged, an image without a label, two
+            images with one key, a label that is none or beyond the classes, another number of
+            images than `_info.json` states.
         """
-        paths = find_shards(str(source))
-        arrays = _load_or_scan(paths, cache=cache, label_key=label_key)
-        if not len(arrays["labels"]):
-            raise ShardError(f"{source}: the {len(paths)} tar(s) there hold no labelled images.")
-        _refuse_twins(arrays, paths)
-        return cls(paths, arrays, n_classes=_stated_classes(paths[0].parent))
+        if is_streamed(str(source)):
+            from vitwarm.shards.stream import StreamIndex
 
-
-def find_shards(source: str) -> list[Path]:
-    """Returns the tars that a source means, sorted within each part.
-
-    Raises: ShardError: nothing there, or a source that has to be streamed.
-    """
-    found: list[Path] = []
-    for word in source.split():
-        if word.startswith("pipe:") or "://" in word:
+            return StreamIndex.open_stream(str(source), label_key=label_key, allow_pipe=allow_pipe)
+        found = find_shards(str(source))
+        key = label_key or found.label_key
+        index = _load_or_scan(found, homes=_homes(found, cache, key), label_key=key)
+        if not index.lengths or not sum(index.lengths):
             raise ShardError(
-                f"{word!r} cannot be read at random places; it can only be streamed. Copy the "
-                "shards to a disk, or see vitwarm/shards/stream.py."
+                f"{source}: the {len(found.paths)} tar(s) there hold no labelled images (KEY.jpg "
+                "beside KEY.cls). Make some with scripts/make_shards.py."
             )
-        for text in braceexpand(word):
-            path = Path(text).expanduser()
-            if path.is_dir():
-                found += sorted(path.glob("*.tar"))
-            elif any(c in text for c in "*?["):
-                found += sorted(path.parent.glob(path.name))
-            elif path.is_file():
-                found.append(path)
-            else:
-                raise ShardError(
-                    f"There is no shard {path}. Give a folder of tars, or a pattern such as "
-                    "DIR/imagenet1k-train-{0000..1023}.tar."
-                )
-    if not found:
-        raise ShardError(
-            f"{source!r} holds no tars. Give a folder of *.tar files, or make some with "
-            "scripts/make_shards.py."
+        _check_counts(found, index.lengths)
+        file = None if index.path == Path() else index.path
+        return cls(found.paths, index.columns, n_classes=found.info.n_classes, file=file)
+
+
+_PICKLED = {"paths", "n_classes", "_file", "sha256"}
+
+
+def _homes(source: Source, cache: str | Path | None, label_key: str | None) -> list[Path]:
+    """Where the index of a source may lie, best first."""
+    folder = source.paths[0].parent.resolve()
+    what = [source.text if "::" in source.text else Path(source.text).name, label_key]
+    beside = folder / ".vitwarm-index" / f"{_digest(what)}.safetensors"
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitwarm" / "index"
+    elsewhere = f"{_digest([*what, str(folder), source.text])}.safetensors"
+    return [Path(cache).expanduser() / elsewhere] if cache else [beside, user / elsewhere]
+
+
+def _digest(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
+def _fingerprint(path: Path, folder: Path) -> Fingerprint:
+    stat = path.stat()
+    return os.path.relpath(path, folder), stat.st_size, stat.st_mtime_ns
+
+
+def _load_or_scan(source: Source, *, homes: Sequence[Path], label_key: str | None) -> IndexFile:
+    """Returns the cached index, with what changed scanned anew; its path is empty if not kept."""
+    folder = source.paths[0].parent
+    prints = [_fingerprint(path, folder) for path in source.paths]
+    cached = [found for found in map(load_index, homes) if found]
+    for found in cached:
+        if found.fingerprints == prints:
+            return found
+    known: dict[Fingerprint, ShardRows] = {}
+    for found in cached[:1]:
+        known = dict(zip(found.fingerprints, _split(found), strict=True))
+    parts = _scan(source.paths, [known.get(one) for one in prints], label_key)
+    columns = _join(parts)
+    _check_twins(columns, source.paths)
+    lengths = [len(part.keys) for part in parts]
+    kept = save_index(homes, columns, prints, lengths)
+    found_again = load_index(kept) if kept else None  # mapped pages instead of our own copy
+    return found_again or IndexFile(Path(), columns, prints, lengths)
+
+
+def _scan(
+    paths: Sequence[Path], known: Sequence[ShardRows | None], label_key: str | None
+) -> list[ShardRows]:
+    todo = [k for k, rows in enumerate(known) if rows is None]
+    parts = list(known)
+    if len(todo) > 16:
+        log.info("reading the headers of %d shards in %s", len(todo), paths[0].parent)
+    bar = tqdm(
+        total=len(todo), desc="index", unit="shard", delay=3, disable=not sys.stderr.isatty()
+    )
+    with bar, ThreadPoolExecutor(min(_THREADS, max(1, len(todo)))) as pool:
+        jobs = [pool.submit(read_shard, paths[k], label_key=label_key) for k in todo]
+        try:
+            for k, job in zip(todo, jobs, strict=True):
+                parts[k] = job.result()
+                bar.update()
+        finally:
+            for job in jobs:
+                job.cancel()
+    whole = [part for part in parts if part is not None]
+    _name_pickles([whole[k] for k in todo], [paths[k] for k in todo])
+    return whole
+
+
+def _name_pickles(parts: Sequence[ShardRows], paths: Sequence[Path]) -> None:
+    found = [(path, part.n_pickles) for path, part in zip(paths, parts, strict=True)]
+    found = [(path, n) for path, n in found if n]
+    if found:
+        log.warning(
+            "%s holds %d member(s) that are pickles by their names (%d in all shards). They are "
+            "never opened; unpickling runs code.",
+            found[0][0],
+            found[0][1],
+            sum(n for _, n in found),
         )
-    return found
 
 
-def read_members(path: Path) -> Iterator[Member]:
-    """Yields the regular files of a tar from its headers alone.
-
-    Raises: ShardError: a tar that is cut short or is none.
-    """
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        try:
-            yield from _scan(file.fileno(), size)
-        except _NeedsTarfile:
-            yield from _slow_members(path)
-        except ValueError as error:
-            raise ShardError(
-                f"{path} is damaged: {error}. Fetch or write this shard again."
-            ) from None
-
-
-class _NeedsTarfile(Exception):
-    """A header that only the standard library's reader should interpret."""
-
-
-def _scan(fd: int, size: int) -> Iterator[Member]:
-    place = 0
-    members: list[Member] = []
-    while True:
-        header = os.pread(fd, _BLOCK, place)
-        if len(header) < _BLOCK:
-            raise ValueError(f"it ends after {place:,} bytes without an end-of-archive block")
-        if header == b"\0" * _BLOCK:
-            break
-        kind, prefix = header[156:157], header[345:500]
-        ustar = header[257:262] == b"ustar"
-        if kind not in (b"0", b"\0", b"5") or (ustar and prefix[0:1] != b"\0"):
-            raise _NeedsTarfile
-        if header[124] & 0x80:
-            raise _NeedsTarfile
-        digits = header[124:136].strip(b" \0")
-        try:
-            length = int(digits or b"0", 8)
-            stated = int(header[148:156].strip(b" \0") or b"0", 8)
-        except ValueError:
-            raise ValueError(f"the header at byte {place:,} is no tar header") from None
-        if sum(header[:148]) + 8 * 32 + sum(header[156:]) != stated:
-            raise ValueError(f"the header at byte {place:,} is no tar header")
-        start = place + _BLOCK
-        if start + length > size:
-            raise ValueError(f"its last member needs {start + length - size:,} bytes more")
-        if kind != b"5":
-            members.append(Member(header[:100].split(b"\0", 1)[0].decode(), start, length))
-        place = start + -(-length // _BLOCK) * _BLOCK
-    yield from members
-
-
-def _slow_members(path: Path) -> Iterator[Member]:
-    size = path.stat().st_size
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                if info.offset_data + info.size > size:
-                    missing = info.offset_data + info.size - size
-                    raise ShardError(f"{path} is damaged: {info.name} lacks {missing:,} bytes.")
-                if info.isreg():
-                    yield Member(info.name, info.offset_data, info.size)
-            end = tar.offset  # behind the last member
-    except tarfile.TarError as error:
-        raise ShardError(f"{path} is damaged: {error}. Fetch or write it again.") from error
-    with open(path, "rb") as file:
-        tail = os.pread(file.fileno(), _BLOCK, max(end - _BLOCK, 0))
-    if b"\0" * _BLOCK not in (tail,) and end >= size:
-        raise ShardError(f"{path} is damaged: it has no end-of-archive block. Fetch it again.")
-
-
-def _scan_shard(path: Path, label_key: str | None) -> dict[str, np.ndarray]:
-    images: dict[str, Member] = {}
-    labels: dict[str, Member] = {}
-    for member in read_members(path):
-        folder, _, base = member.name.rpartition("/")
-        stem, _, ending = base.partition(".")
-        ending = ending.lower()
-        key = f"{folder}/{stem}" if folder not in ("", ".") else stem
-        if ending in IMAGE_ENDINGS:
-            if member.size > MAX_MEMBER_BYTES:
-                raise ShardError(
-                    f"{path}: {member.name} has {member.size:,} bytes; at most "
-                    f"{MAX_MEMBER_BYTES:,} are read. Take it out of the shard."
-                )
-            if key in images:
-                raise ShardError(f"{path}: two images have the key {key!r}. Rename one.")
-            images[key] = member
-        elif ending == ("json" if label_key else "cls") or (ending == "json" and key not in labels):
-            labels[key] = member
-    with open(path, "rb") as file:
-        fd = file.fileno()
-        found = {key: _read_label(path, fd, key, labels.get(key), label_key) for key in images}
-    keys = [key.encode() for key in images]
+def _join(parts: Sequence[ShardRows]) -> dict[str, np.ndarray]:
+    keys = [key for part in parts for key in part.keys]
+    lengths = [len(part.keys) for part in parts]
     return {
-        "offsets": np.array([m.offset for m in images.values()], np.int64),
-        "sizes": np.array([m.size for m in images.values()], np.int64),
-        "labels": np.array(list(found.values()), np.int64),
-        "keys": np.array(keys, dtype=f"S{max(map(len, keys), default=1)}"),
-        "key_hashes": np.array([_hash(key) for key in keys], np.uint64),
+        "shard_of": np.repeat(np.arange(len(parts), dtype=np.int32), lengths),
+        "offsets": np.concatenate([part.offsets for part in parts]),
+        "sizes": np.concatenate([part.sizes for part in parts]),
+        "labels": np.concatenate([part.labels for part in parts]),
+        "key_hashes": np.concatenate([part.key_hashes for part in parts]),
+        "key_ends": np.cumsum([len(key) for key in keys], dtype=np.int64),
+        "key_bytes": np.frombuffer(b"".join(keys), np.uint8),
     }
 
 
-def _hash(key: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
-
-
-def _read_label(path: Path, fd: int, key: str, member: Member | None, label_key: str | None) -> int:
-    if member is None:
-        raise ShardError(
-            f"{path}: image {key!r} has no label member. Shards need KEY.cls beside KEY.jpg, or a "
-            "label in KEY.json (data.label_key=...)."
+def _split(index: IndexFile) -> list[ShardRows]:
+    """Takes a cached index apart again, shard by shard."""
+    columns = index.columns
+    keys = Keys(columns["key_bytes"], columns["key_ends"]).all_raw()
+    parts, first = [], 0
+    for length in index.lengths:
+        rows = slice(first, first + length)
+        first += length
+        parts.append(
+            ShardRows(
+                keys=keys[rows],
+                labels=columns["labels"][rows],
+                offsets=columns["offsets"][rows],
+                sizes=columns["sizes"][rows],
+                key_hashes=columns["key_hashes"][rows],
+            )
         )
-    text = os.pread(fd, min(member.size, 1 << 20), member.offset)
-    try:
-        if member.name.lower().endswith(".json"):
-            label = int(json.loads(text)[label_key or "label"])
-        else:
-            label = int(text)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(
-            f"{path}: {member.name} holds no integer label ({str(error)[:60]}). Mend it, or name "
-            "the field: data.label_key=..."
-        ) from None
-    if label < 0:
-        raise ShardError(f"{path}: {member.name} holds the label {label}; labels start at 0.")
-    return label
+    return parts
 
 
-def _refuse_twins(arrays: dict[str, np.ndarray], paths: list[Path]) -> None:
-    order = np.argsort(arrays["key_hashes"], kind="stable")
-    hashes = arrays["key_hashes"][order]
-    for k in np.flatnonzero(hashes[1:] == hashes[:-1]):
-        a, b = order[k], order[k + 1]
-        if arrays["keys"][a] == arrays["keys"][b]:
-            where = [paths[arrays["shard_of"][row]].name for row in (a, b)]
+def _check_twins(columns: dict[str, np.ndarray], paths: Sequence[Path]) -> None:
+    hashes = columns["key_hashes"]
+    order = np.argsort(hashes, kind="stable")
+    keys = Keys(columns["key_bytes"], columns["key_ends"])
+    for k in np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]]):
+        a, b = int(order[k]), int(order[k + 1])
+        if keys.raw(a) == keys.raw(b):
+            one, two = (paths[columns["shard_of"][row]] for row in (a, b))
             raise ShardError(
-                f"{where[0]} and {where[1]} both have an image with the key "
-                f"{arrays['keys'][a].decode()!r}; keys must be unique. Leave one shard out."
+                f"{one} and {two.name} both have an image with the key {keys[a]!r}; keys must be "
+                "unique. Leave one shard out, or write them again (vitwarm shards make)."
             )
 
 
-def _stated_classes(folder: Path) -> int | None:
-    listed = folder / "classes.txt"
-    if listed.is_file():
-        return sum(1 for line in listed.read_text().splitlines() if line.strip()) or None
-    for name in ("_info.json", "info.json"):
-        if (folder / name).is_file():
-            try:
-                info: Any = json.loads((folder / name).read_text())
-            except json.JSONDecodeError:
-                continue
-            for field in ("num_classes", "n_classes"):
-                if isinstance(info, dict) and isinstance(info.get(field), int):
-                    return int(info[field])
-    return None
-
-
-def _print_of(path: Path) -> list[Any]:
-    stat = path.stat()
-    return [path.name, stat.st_size, stat.st_mtime_ns]
-
-
-def _load_or_scan(
-    paths: list[Path], *, cache: str | Path | None, label_key: str | None
-) -> dict[str, np.ndarray]:
-    prints = [_print_of(path) for path in paths]
-    name = hashlib.sha256(
-        json.dumps([str(paths[0].parent.resolve()), [p[0] for p in prints], label_key]).encode()
-    ).hexdigest()[:16]
-    homes = [Path(cache)] if cache else [paths[0].parent / ".vitwarm-index", _user_cache()]
-    old: dict[str, dict[str, np.ndarray]] = {}
-    for home in homes:
-        arrays, stored = _load(home / name)
-        if arrays is not None and stored == prints:
-            return arrays
-        if arrays is not None and stored is not None:
-            for k, fingerprint in enumerate(stored):
-                rows = np.flatnonzero(arrays["shard_of"] == k)
-                old[json.dumps(fingerprint)] = {
-                    a: arrays[a][rows] for a in _ARRAYS if a != "shard_of"
-                }
-            break
-    parts = [
-        old.get(json.dumps(fingerprint)) or _scan_shard(path, label_key)
-        for path, fingerprint in zip(paths, prints, strict=True)
-    ]
-    arrays = {a: np.concatenate([p[a] for p in parts]) for a in _ARRAYS if a != "shard_of"}
-    lengths = [len(part["labels"]) for part in parts]
-    arrays["shard_of"] = np.repeat(np.arange(len(paths), dtype=np.int32), lengths)
-    for home in homes:
-        if _save(home / name, arrays, prints):
-            break
-    return arrays
-
-
-def _user_cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home) / "vitwarm" / "index"
-
-
-def _load(folder: Path) -> tuple[dict[str, np.ndarray] | None, list[Any] | None]:
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-        if meta["format"] != FORMAT:
-            return None, None
-        arrays = {a: np.load(folder / f"{a}.npy", mmap_mode="r") for a in _ARRAYS}
-    except (OSError, ValueError, KeyError):
-        return None, None
-    return arrays, meta["shards"]
-
-
-def _save(folder: Path, arrays: dict[str, np.ndarray], prints: list[Any]) -> bool:
-    try:
-        (folder / "meta.json").unlink(missing_ok=True)
-        for name, array in arrays.items():
-            with replacing(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
-                np.save(file, array)
-        write_text(folder / "meta.json", json.dumps({"format": FORMAT, "shards": prints}))
-    except (OSError, RunError):
-        return False  # a read-only folder: the next home, or none
-    return True
+def _check_counts(source: Source, lengths: Sequence[int]) -> None:
+    for path, n in zip(source.paths, lengths, strict=True):
+        stated = source.info.lengths.get(path.name, n)
+        if stated != n:
+            raise ShardError(
+                f"{path} holds {n:,} labelled images, but the info file beside it says {stated:,}. "
+                "Fetch the shard again, or mend or take away the info file."
+            )
+    if source.n_expected not in (None, sum(lengths)):
+        raise ShardError(
+            f"{source.text!r} states {source.n_expected:,} images, but the shards hold "
+            f"{sum(lengths):,}. Mend the number, or fetch what is missing."
+        )

@@ -6,22 +6,24 @@ Nothing epoch-dependent lives in a worker, so neither their number nor a resume 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vitwarm.errors import ShardError
+from vitwarm.errors import ShardError, VitwarmError
 from vitwarm.shards.crops import EvalCrop, TrainCrop
+from vitwarm.shards.decode import UnreadableImage, centre, cut_out, decode
 from vitwarm.shards.index import ShardIndex
 from vitwarm.shards.order import Order
-from vitwarm.shards.reader import ImageReader, centre, cut_out, read_or_replace
+from vitwarm.shards.reader import ImageReader
+from vitwarm.shards.workers import count_workers, empty_images, make_data_loader
 
-Item = tuple[np.ndarray, np.ndarray, np.ndarray]
+#: Images whose bytes a worker holds at a time beside the pixels.
+_CHUNK = 32
 
 
 class ImageBatch(NamedTuple):
@@ -30,9 +32,9 @@ class ImageBatch(NamedTuple):
     images: Tensor
     """uint8 [b, 3, H, W]."""
     labels: Tensor
-    """int64 [b]."""
+    """int64 [b], of the images that are shown."""
     rows: Tensor
-    """int64 [b], in the index."""
+    """int64 [b], in the index: the images that were asked for."""
     positions: Tensor
     """int64 [b], in the global order."""
     epochs: Tensor
@@ -41,37 +43,117 @@ class ImageBatch(NamedTuple):
     """int64 scalar: images of this batch that did not decode and were replaced."""
 
 
-class _Batches(Dataset[ImageBatch]):
+class Item(NamedTuple):
+    """What a worker is asked for."""
+
+    positions: np.ndarray
+    epochs: np.ndarray
+    rows: np.ndarray
+
+
+class Shipped(NamedTuple):
+    """What a worker returns. Only the pixels are a tensor: each costs a file descriptor."""
+
+    images: Tensor
+    labels: np.ndarray
+    rows: np.ndarray
+    positions: np.ndarray
+    epochs: np.ndarray
+    n_unreadable: int
+
+
+def unpack(shipped: Shipped | VitwarmError) -> ImageBatch:
+    """Returns a batch as the training sees it. Raises: what went wrong in the worker."""
+    if isinstance(shipped, VitwarmError):
+        raise shipped
+    numbers = (shipped.labels, shipped.rows, shipped.positions, shipped.epochs)
+    labels, rows, positions, epochs = map(torch.from_numpy, numbers)
+    unreadable = torch.tensor(shipped.n_unreadable)
+    return ImageBatch(shipped.images, labels, rows, positions, epochs, unreadable)
+
+
+class EvalLoader(Protocol):
+    """What both kinds of validation loader offer: this one and the one that streams."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[ImageBatch]: ...
+
+
+class ImageLoader(EvalLoader, Protocol):
+    """What both kinds of training loader offer."""
+
+    def state_dict(self) -> dict[str, int]:
+        """The number of steps done, the same on any rank."""
+        ...
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on behind that many steps at the next iteration."""
+        ...
+
+
+class _Batches(Dataset[Shipped | VitwarmError]):
+    """Makes the pixels of one micro-batch."""
+
     def __init__(
         self, index: ShardIndex, rows: np.ndarray, crop: TrainCrop | EvalCrop, seed: int
     ) -> None:
-        self.reader = ImageReader(index)
+        self.reader = ImageReader(index, rows)
         self.labels = index.labels
-        self.rows = np.asarray(rows, np.int64)
         self.crop = crop
         self.seed = seed
 
-    def __getitem__(self, item: Item) -> ImageBatch:
-        positions, epochs, rows = item
-        size = self.crop.size
-        out = np.empty((len(rows), size, size, 3), np.uint8)
-        bad = 0
+    def __getitem__(self, item: Item) -> Shipped | VitwarmError:
+        try:
+            return self._make(item)
+        except VitwarmError as error:  # raised in a worker it would arrive as a traceback
+            return error
+
+    def _make(self, item: Item) -> Shipped:
+        self.reader.announce(item.rows)
+        images = empty_images(len(item.rows), self.crop.size)
+        out = images.numpy()
+        shown = np.empty_like(item.rows)
+        make = self._train if isinstance(self.crop, TrainCrop) else self._eval
+        for first in range(0, len(item.rows), _CHUNK):
+            some = slice(first, first + _CHUNK)
+            make(item.rows[some], item.epochs[some], out[some], shown[some])
+        labels = np.asarray(self.labels)[shown].astype(np.int64)
+        n_unreadable = int((shown != item.rows).sum())
+        return Shipped(images, labels, item.rows, item.positions, item.epochs, n_unreadable)
+
+    def _train(
+        self, rows: np.ndarray, epochs: np.ndarray, out: np.ndarray, shown: np.ndarray
+    ) -> None:
+        """Headers first: the crops of all images are drawn at once, and say how to decode each."""
+        reader, crop = self.reader, self.crop
+        assert isinstance(crop, TrainCrop)
+        found = [reader.first_good(row, reader.header) for row in rows.tolist()]
+        shown[:] = [row for row, _ in found]
+        encoded = [image for _, image in found]
+        heights = np.array([image.height for image in encoded])
+        widths = np.array([image.width for image in encoded])
+        boxes = crop.boxes(self.seed, epochs, rows, heights, widths)
+        reductions = crop.reduction(boxes)
+        for k, image in enumerate(encoded):
+            box, reduction = boxes[k], int(reductions[k])
+            try:
+                pixels = decode(image, reduction=reduction)
+            except UnreadableImage:
+                shown[k], pixels = reader.first_good(int(shown[k]), reader.pixels)
+                where = (int(epochs[k]), int(rows[k]), *pixels.shape[:2])
+                box, reduction = np.array(crop.box(self.seed, *where)), 1
+            if reduction > 1 and pixels.shape[0] < image.height:
+                box = np.append(box[:4] / reduction, box[4])
+            cut = cut_out(pixels, box, crop.size, interpolation=crop.interpolation)
+            out[k] = cut.transpose(2, 0, 1)
+
+    def _eval(
+        self, rows: np.ndarray, epochs: np.ndarray, out: np.ndarray, shown: np.ndarray
+    ) -> None:
+        assert isinstance(self.crop, EvalCrop)
         for k, row in enumerate(rows.tolist()):
-            image, replaced = read_or_replace(self.reader, row, self.rows)
-            bad += replaced
-            if isinstance(self.crop, TrainCrop):
-                box = self.crop.box(self.seed, int(epochs[k]), row, *image.shape[:2])
-                out[k] = cut_out(image, box, size, interpolation=self.crop.interpolation)
-            else:
-                out[k] = centre(image, self.crop)
-        return ImageBatch(
-            images=torch.from_numpy(out).permute(0, 3, 1, 2).contiguous(),
-            labels=torch.from_numpy(np.asarray(self.labels)[rows].astype(np.int64)),
-            rows=torch.from_numpy(rows),
-            positions=torch.from_numpy(positions),
-            epochs=torch.from_numpy(epochs),
-            unreadable=torch.tensor(bad),
-        )
+            shown[k], pixels = self.reader.first_good(row, self.reader.pixels)
+            out[k] = centre(pixels, self.crop).transpose(2, 0, 1)
 
 
 class _Positions(Sampler[Item]):
@@ -88,15 +170,20 @@ class _Positions(Sampler[Item]):
         self.n_steps = n_steps
         self.start_step = 0
 
+    @property
+    def micros(self) -> int:
+        """Micro-batches per step and process."""
+        return self.local // self.micro
+
     def __len__(self) -> int:
-        return max(0, self.n_steps - self.start_step) * (self.local // self.micro)
+        return max(0, self.n_steps - self.start_step) * self.micros
 
     def __iter__(self) -> Iterator[Item]:
         for step in range(self.start_step, self.n_steps):
             for begin in range(0, self.local, self.micro):
                 low = step * self.batch_size + self.first + begin
                 positions = np.arange(low, low + self.micro, dtype=np.int64)
-                yield (positions, *self.order.rows_at(positions))
+                yield Item(positions, *self.order.rows_at(positions))
 
 
 class _Slices(Sampler[Item]):
@@ -112,29 +199,57 @@ class _Slices(Sampler[Item]):
     def __iter__(self) -> Iterator[Item]:
         for low in range(self.low, self.high, self.batch_size):
             rows = np.arange(low, min(low + self.batch_size, self.high), dtype=np.int64)
-            yield rows, np.zeros_like(rows), rows
+            yield Item(rows, np.zeros_like(rows), rows)
 
 
 class TrainLoader:
-    """Micro-batches of one process; its state is the number of steps done, the same on any rank."""
+    """Micro-batches of one process, from a step on.
 
-    def __init__(self, loader: DataLoader[ImageBatch], positions: _Positions) -> None:
+    Its state is the number of steps done, the same on any rank: it may go on with another number
+    of ranks, workers or micro-batches. Each iteration starts at `start_step`, or where a loaded
+    state says; what workers had made ahead of an abandoned iteration does not count.
+    """
+
+    def __init__(self, loader: DataLoader[Any], positions: _Positions) -> None:
         self.loader = loader
         self.positions = positions
+        self._steps_done = positions.start_step
 
     def __len__(self) -> int:
+        """Micro-batches of one iteration."""
         return len(self.positions)
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        return iter(self.loader)
+        start, micros = self.positions.start_step, self.positions.micros
+        self._steps_done = start
+        for number, shipped in enumerate(self.loader, 1):
+            # Before the yield: who saves after the last micro-batch of a step has done that step.
+            self._steps_done = start + number // micros
+            yield unpack(shipped)
 
     def state_dict(self) -> dict[str, int]:
-        """The step it starts from; the trainer counts the steps done since."""
-        return {"steps_done": self.positions.start_step}
+        """The number of steps whose micro-batches have all been handed out."""
+        return {"steps_done": self._steps_done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Starts from another step."""
-        self.positions.start_step = int(state["steps_done"])
+        """Makes the next iteration start behind so many steps."""
+        self._steps_done = self.positions.start_step = int(state["steps_done"])
+
+
+class ValLoader:
+    """One process's part of the validation images, each once, in order."""
+
+    def __init__(self, loader: DataLoader[Any], n_images: int) -> None:
+        self.loader = loader
+        self.n_images = n_images
+        """Of this process."""
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        for shipped in self.loader:
+            yield unpack(shipped)
 
 
 def make_train_loader(
@@ -151,22 +266,44 @@ def make_train_loader(
     n_steps: int,
     workers: int | None = None,
     pin_memory: bool = False,
-) -> TrainLoader:
+    start_method: str = "fork",
+) -> ImageLoader:
     """Returns the micro-batches of one process.
 
     Step s takes the positions [s * batch_size, (s + 1) * batch_size), rank r its contiguous part.
 
     Args:
+        seed: of the crops; the order has its own.
         batch_size: images per step over all processes and accumulation; divides by world_size
             times micro_batch_size.
         start_step, n_steps: first step, and the step before which it ends.
         workers: processes; None: the cores of this job; 0: in this process.
+        start_method: of the workers: fork, spawn or forkserver.
+    Raises: ShardError: a batch that does not divide, or no room in shared memory.
     """
     local = batch_size // world_size
     if local % micro_batch_size or batch_size % world_size:
         raise ShardError(
             f"train.batch_size is {batch_size}; it must divide by {world_size} processes and their "
-            f"share by train.micro_batch_size ({micro_batch_size})."
+            f"share by train.micro_batch_size ({micro_batch_size}). "
+            f"Use {max(1, local // micro_batch_size) * micro_batch_size * world_size}."
+        )
+    n_workers = count_workers(world_size) if workers is None else workers
+    if index.streaming:
+        from vitwarm.shards.streamloader import StreamLoader
+
+        return StreamLoader(
+            index,
+            crop=crop,
+            seed=order.seed,
+            micro=micro_batch_size,
+            micros=local // micro_batch_size,
+            rank=rank,
+            world_size=world_size,
+            start_step=start_step,
+            n_steps=n_steps,
+            workers=n_workers,
+            pin_memory=pin_memory,
         )
     positions = _Positions(
         order,
@@ -177,8 +314,15 @@ def make_train_loader(
         n_steps=n_steps,
     )
     positions.start_step = start_step
-    batches = _Batches(index, order.rows, crop, seed)
-    return TrainLoader(_loader(batches, positions, workers, pin_memory, world_size), positions)
+    loader = make_data_loader(
+        _Batches(index, order.rows, crop, seed),
+        sampler=positions,
+        workers=n_workers,
+        pin_memory=pin_memory,
+        start_method=start_method,
+        batch_bytes=3 * micro_batch_size * crop.size**2,
+    )
+    return TrainLoader(loader, positions)
 
 
 def make_val_loader(
@@ -190,39 +334,34 @@ def make_val_loader(
     world_size: int = 1,
     workers: int | None = None,
     pin_memory: bool = False,
-) -> DataLoader[ImageBatch]:
-    """Returns this rank's part of all images, in order, each once; the last batch may be short."""
-    rows = np.arange(index.n_images)
+    start_method: str = "fork",
+) -> EvalLoader:
+    """Returns this rank's part of all images, in order, each once; the last batch may be short.
+
+    Args:
+        workers: processes; None: the cores of this job; 0: in this process.
+    Raises: ShardError: no room in shared memory.
+    """
+    n_workers = count_workers(world_size) if workers is None else workers
+    if index.streaming:
+        from vitwarm.shards.streamloader import make_stream_val_loader
+
+        return make_stream_val_loader(
+            index,
+            crop=crop,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            workers=n_workers,
+            pin_memory=pin_memory,
+        )
     slices = _Slices(index.n_images, batch_size=batch_size, rank=rank, world_size=world_size)
-    batches = _Batches(index, rows, crop, seed=0)
-    return _loader(batches, slices, workers, pin_memory, world_size)
-
-
-def count_workers(world_size_here: int = 1) -> int:
-    """Returns the loader processes per training process: the job's cores, shared out."""
-    return max(1, len(os.sched_getaffinity(0)) // max(1, world_size_here))
-
-
-def _loader(
-    batches: _Batches,
-    sampler: Sampler[Item],
-    workers: int | None,
-    pin_memory: bool,
-    world_size: int,
-) -> DataLoader[Any]:
-    n = count_workers(world_size) if workers is None else workers
-    return DataLoader(
-        batches,
-        batch_size=None,  # an item is a whole micro-batch
-        sampler=sampler,
-        num_workers=n,
+    loader = make_data_loader(
+        _Batches(index, np.arange(index.n_images), crop, seed=0),
+        sampler=slices,
+        workers=min(n_workers, len(slices)),
         pin_memory=pin_memory,
-        persistent_workers=n > 0,
-        prefetch_factor=4 if n else None,
-        worker_init_fn=_one_thread,
-        multiprocessing_context="fork" if n else None,
+        start_method=start_method,
+        batch_bytes=3 * batch_size * crop.size**2,
     )
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
+    return ValLoader(loader, slices.high - slices.low)

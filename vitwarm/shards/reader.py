@@ -1,152 +1,152 @@
-"""From a row of the index to pixels: one positioned read, a decoder, a crop."""
+"""From rows of the index to pixels: positioned reads, decoding, stand-ins for bad images."""
 
 from __future__ import annotations
 
-import io
+import logging
 import os
-import warnings
+import resource
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple
+from functools import cache
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import simplejpeg
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vitwarm.errors import ShardError
-from vitwarm.shards.crops import EvalCrop
+from vitwarm.shards.decode import Encoded, UnreadableImage, decode, read_header, resize
 from vitwarm.shards.index import ShardIndex
 
-#: Larger images are not decoded: a header may promise any number of pixels.
-MAX_PIXELS = 64_000_000
+log = logging.getLogger("vitwarm")
 
-#: Tars kept open at a time by one process.
-MAX_OPEN = 256
+#: Rows that are tried in place of one that does not decode.
+MAX_STAND_INS = 10
 
-PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+#: Unreadable images that one process names in the log; after that they are only counted.
+_NAMED = 20
 
+_CHUNK = 64
 
-class UnreadableImage(Exception):
-    """An image that does not decode, or that nobody should try to."""
+Result = TypeVar("Result")
 
 
 class ImageReader:
-    """Reads and decodes images by row. Safe to fork and to pickle: files open on first use."""
+    """Reads and decodes images by row. Safe to fork and to pickle: files open on first use.
 
-    def __init__(self, index: ShardIndex) -> None:
-        self.paths: list[Path] = index.paths
-        self.shard_of = index.shard_of
-        self.offsets = index.offsets
-        self.sizes = index.sizes
+    Not for several threads at once: the least recently used file is closed when too many are open.
+    """
+
+    def __init__(self, index: ShardIndex, rows: np.ndarray) -> None:
+        """Takes the index and the images that may stand in for one another.
+
+        Args:
+            rows: int64, ascending.
+        """
+        self.index = index
+        self.rows = np.asarray(rows, np.int64)
+        self.named = 0
         self._files: OrderedDict[int, int] = OrderedDict()
         self._owner = -1
 
     def read(self, row: int) -> bytes:
-        """Returns the encoded image.
+        """Returns an encoded image.
 
         Raises: ShardError: the shard is gone, or shorter than its index says.
         """
-        shard, size = int(self.shard_of[row]), int(self.sizes[row])
+        index = self.index
+        shard, size = int(index.shard_of[row]), int(index.sizes[row])
         try:
-            data = os.pread(self._open(shard), size, int(self.offsets[row]))
+            data = os.pread(self._open(shard), size, int(index.offsets[row]))
         except OSError as error:
-            raise ShardError(f"{self.paths[shard]} cannot be read: {error.strerror}.") from error
+            raise ShardError(
+                f"{index.paths[shard]} cannot be read: {error.strerror}. Bring it back and give "
+                "the same command again; it resumes."
+            ) from error
         if len(data) < size:
             raise ShardError(
-                f"{self.paths[shard]} became shorter while in use. Run `vitwarm shards check`."
+                f"{index.paths[shard]} became shorter while in use: {len(data):,} of {size:,} "
+                f"bytes of {index.keys[row]!r} are there. Run `vitwarm shards check`."
             )
         return data
 
-    def decode(self, row: int) -> np.ndarray:
-        """Returns uint8 [H, W, 3]. Raises: UnreadableImage."""
-        return decode_image(self.read(row))
+    def announce(self, rows: np.ndarray) -> None:
+        """Tells the system which images will be read, so that a disk can fetch them at once."""
+        index = self.index
+        for row in rows.tolist():
+            shard = int(index.shard_of[row])
+            try:
+                where, n_bytes = int(index.offsets[row]), int(index.sizes[row])
+                os.posix_fadvise(self._open(shard), where, n_bytes, os.POSIX_FADV_WILLNEED)
+            except (OSError, AttributeError):
+                return  # a hint; `read` says what is wrong
+
+    def first_good(self, row: int, use: Callable[[int], Result]) -> tuple[int, Result]:
+        """Applies `use` to a row, or to the next of `rows` for which it works: the same everywhere.
+
+        Args:
+            use: raises UnreadableImage for a row that cannot be used.
+        Returns: the row that it worked for, and what it returned.
+        Raises: ShardError: so many rows on end are unreadable that nothing else can be.
+        """
+        place = int(np.searchsorted(self.rows, row))
+        for step in range(min(MAX_STAND_INS, len(self.rows))):
+            candidate = row if step == 0 else int(self.rows[(place + step) % len(self.rows)])
+            try:
+                return candidate, use(candidate)
+            except UnreadableImage as error:
+                self._name(candidate, error)
+        shard = self.index.paths[int(self.index.shard_of[row])]
+        raise ShardError(
+            f"{shard}: image {self.index.keys[row]!r} and the ones behind it do "
+            "not decode. Run `vitwarm shards check` on the shards."
+        )
+
+    def header(self, row: int) -> Encoded:
+        """Reads an image and its header. Raises: UnreadableImage, ShardError."""
+        return read_header(self.read(row))
+
+    def pixels(self, row: int) -> np.ndarray:
+        """Returns a decoded image, uint8 [H, W, 3]. Raises: UnreadableImage, ShardError."""
+        return decode(self.header(row))
+
+    def _name(self, row: int, error: UnreadableImage) -> None:
+        self.named += 1
+        if self.named <= _NAMED:
+            shard = self.index.paths[int(self.index.shard_of[row])]
+            last = " No more of them are named here." if self.named == _NAMED else ""
+            log.warning(
+                "%s: image %r does not decode (%s); a neighbour stands in.%s",
+                shard,
+                self.index.keys[row],
+                error,
+                last,
+            )
 
     def _open(self, shard: int) -> int:
-        if self._owner != os.getpid():  # after a fork, positions are shared but closing is not
+        if self._owner != os.getpid():  # a child does not share its parent's bookkeeping
             self._files, self._owner = OrderedDict(), os.getpid()
-        if shard not in self._files:
-            if len(self._files) >= MAX_OPEN:
-                os.close(self._files.popitem(last=False)[1])
-            self._files[shard] = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-        self._files.move_to_end(shard)
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        while len(self._files) >= _most_open():
+            os.close(self._files.popitem(last=False)[1])
+        self._files[shard] = os.open(self.index.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
         return self._files[shard]
+
+    def close(self) -> None:
+        """Closes the tars that this process has opened."""
+        if self._owner == os.getpid():
+            while self._files:
+                os.close(self._files.popitem()[1])
+
+    def __del__(self) -> None:
+        self.close()
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_files": OrderedDict(), "_owner": -1}
-
-
-def decode_image(data: bytes) -> np.ndarray:
-    """Decodes a JPEG, PNG or WebP to uint8 [H, W, 3].
-
-    simplejpeg first; Pillow for everything it refuses (CMYK, a PNG named JPEG, other formats).
-
-    Raises: UnreadableImage: no image, or one of more than MAX_PIXELS.
-    """
-    if data[:2] == b"\xff\xd8":
-        try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            _refuse_bomb(height, width)
-            if colours != "CMYK":
-                return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
-        except ValueError:
-            pass
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF and transparency notes are not ours
-            with Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"]) as image:
-                _refuse_bomb(image.height, image.width)
-                return np.array(image.convert("RGB"))
-    except UnreadableImage:
-        raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more
-        raise UnreadableImage(str(error) or type(error).__name__) from None
-
-
-def _refuse_bomb(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise UnreadableImage(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
-
-
-def cut_out(
-    image: np.ndarray, box: Sequence[float], size: int, *, interpolation: str
-) -> np.ndarray:
-    """Cuts (top, left, height, width, flip) out of an image and resizes it; uint8 [size, size, 3].
-
-    Boxes that reach over the edge see the image reflected there.
-    """
-    top, left, height, width = (int(v) for v in box[:4])
-    over = max(-top, -left, top + height - image.shape[0], left + width - image.shape[1], 0)
-    if over:
-        image = np.pad(image, ((over, over), (over, over), (0, 0)), mode="reflect")
-        top, left = top + over, left + over
-    picture = Image.fromarray(image)
-    if (height, width) != (size, size):
-        picture = picture.resize(
-            (size, size), PILLOW[interpolation], box=(left, top, left + width, top + height)
-        )
-    else:
-        picture = picture.crop((left, top, left + width, top + height))
-    out = np.asarray(picture)
-    return np.ascontiguousarray(out[:, ::-1] if box[4] else out)
-
-
-def centre(image: np.ndarray, crop: EvalCrop) -> np.ndarray:
-    """Resizes the shorter side and cuts out the centre, as torchvision does."""
-    height, width = image.shape[:2]
-    short = min(height, width)
-    new_h, new_w = (
-        side if crop.resize == short else int(crop.resize * side / short)
-        for side in (height, width)
-    )
-    picture = Image.fromarray(image)
-    if (new_h, new_w) != (height, width):
-        picture = picture.resize((new_w, new_h), PILLOW[crop.interpolation])
-    top, left = round((new_h - crop.size) / 2), round((new_w - crop.size) / 2)
-    return np.asarray(picture.crop((left, top, left + crop.size, top + crop.size)))
 
 
 class Decoded(NamedTuple):
@@ -156,51 +156,70 @@ class Decoded(NamedTuple):
     """uint8 [n, 3, H, W]."""
     unreadable: np.ndarray
     """int64, rows that did not decode and hold a neighbour instead."""
+    labels: np.ndarray
+    """int64 [n], of the images that are shown: a neighbour brings its own label."""
 
 
-def decode_all(index: ShardIndex, rows: np.ndarray, *, threads: int = 2) -> Decoded:
+def decode_all(
+    index: ShardIndex, rows: np.ndarray, size: int | None = None, *, threads: int | None = None
+) -> Decoded:
     """Decodes the images of some rows into one tensor, for sets small enough to keep.
 
-    Raises: ShardError: images of different sizes.
-    """
-    reader = ImageReader(index)
-    rows = np.asarray(rows, np.int64)
-    bad: list[int] = []
-    first, _ = read_or_replace(reader, int(rows[0]), rows)
-    out = np.empty((len(rows), *first.shape), np.uint8)
-
-    def fill(place: int) -> None:
-        image, replaced = read_or_replace(reader, int(rows[place]), rows)
-        if image.shape != first.shape:
-            raise ShardError(
-                f"data.resident: image {index.key(int(rows[place]))!r} has "
-                f"{image.shape[1]} x {image.shape[0]} pixels, others "
-                f"{first.shape[1]} x {first.shape[0]}. Use data.resident=off."
-            )
-        out[place] = image
-        if replaced:
-            bad.append(int(rows[place]))
-
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(fill, range(len(rows)), chunksize=64):
-            pass
-    images = torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()
-    return Decoded(images, np.array(sorted(bad), np.int64))
-
-
-def read_or_replace(reader: ImageReader, row: int, rows: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Decodes a row, or the next row of `rows` that decodes; the same neighbour everywhere.
-
     Args:
-        rows: int64, ascending: the images that may stand in.
-    Returns: uint8 [H, W, 3], and whether it is a stand-in.
-    Raises: ShardError: ten rows in a row do not decode.
+        rows: int64 [n], ascending; they stand in for one another.
+        size: pixels of both sides; None: as they are, which must be the same for all.
+        threads: that decode; None: the cores of this job, at most 8.
+    Raises: ShardError: images of different sizes, a streamed source, or too many unreadable ones.
     """
-    place = int(np.searchsorted(rows, row))
-    for step in range(10):
-        try:
-            return reader.decode(int(rows[(place + step) % len(rows)])), step > 0
-        except UnreadableImage:
-            continue
-    shard = reader.paths[int(reader.shard_of[row])]
-    raise ShardError(f"{shard}: ten images in a row do not decode. Run `vitwarm shards check`.")
+    if index.streaming:
+        raise ShardError(
+            "data.resident is on, but the source is streamed. Use data.resident=off, or copy the "
+            "shards to a disk."
+        )
+    rows = np.asarray(rows, np.int64)
+    readers = threading.local()
+
+    def read(row: int) -> tuple[int, np.ndarray]:
+        if not hasattr(readers, "one"):
+            readers.one = ImageReader(index, rows)
+        shown, pixels = readers.one.first_good(row, readers.one.pixels)
+        if size is not None:
+            pixels = resize(pixels, size, size, "bicubic")
+        return shown, pixels.transpose(2, 0, 1)
+
+    first = read(int(rows[0]))[1]
+    images = torch.empty((len(rows), *first.shape), dtype=torch.uint8)
+    out = images.numpy()
+    shown = np.empty(len(rows), np.int64)
+
+    def fill(places: range) -> None:
+        for place in places:
+            shown[place], pixels = read(int(rows[place]))
+            if pixels.shape != first.shape:
+                raise ShardError(
+                    f"data.resident: image {index.keys[shown[place]]!r} has {pixels.shape[2]} x "
+                    f"{pixels.shape[1]} pixels, others {first.shape[2]} x {first.shape[1]}. Use "
+                    "data.resident=off."
+                )
+            out[place] = pixels
+
+    chunks = [range(k, min(k + _CHUNK, len(rows))) for k in range(0, len(rows), _CHUNK)]
+    with ThreadPoolExecutor(threads or min(8, len(os.sched_getaffinity(0)))) as pool:
+        for _ in pool.map(fill, chunks):
+            pass
+    labels = np.asarray(index.labels)[shown].astype(np.int64)
+    return Decoded(images, rows[shown != rows], labels)
+
+
+def first_size(index: ShardIndex, rows: np.ndarray) -> tuple[int, int]:
+    """Returns (height, width) of the first of some rows, or of the next that has a header."""
+    reader = ImageReader(index, rows)
+    image = reader.first_good(int(rows[0]), reader.header)[1]
+    return image.height, image.width
+
+
+@cache
+def _most_open() -> int:
+    """A part of what the system lets one process open: the rest is for pipes and shared memory."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 512 if soft == resource.RLIM_INFINITY else max(4, min(512, soft // 4))

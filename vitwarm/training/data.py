@@ -19,6 +19,7 @@ from vitwarm.shards import (
     ShardIndex,
     TrainCrop,
     decode_all,
+    first_size,
     make_train_loader,
     make_val_loader,
 )
@@ -98,7 +99,7 @@ class Pictures:
         crop = make_train_crop(plan)
         if self._train is not None:
             feed = ResidentFeed(
-                _rows_of(self._train, plan.train, plan.subset.rows),
+                _rows_of(self._train, plan.subset.rows),
                 plan.order,
                 crop=crop,
                 augment=augment,
@@ -135,7 +136,7 @@ class Pictures:
         batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
         if self._val is not None:
             rows = np.arange(plan.val.n_images)
-            images = _rows_of(self._val, plan.val, rows)
+            images = _rows_of(self._val, rows)
             batches = _ResidentBatches(images, crop, plan.cut.micro_batch_size, world, self.device)
         else:
             loader = make_val_loader(
@@ -192,7 +193,9 @@ def wants_resident(plan: TrainPlan) -> bool:
     wanted = plan.config.data.resident
     if wanted != "auto":
         return wanted == "on"
-    height, width = decode_all(plan.train, plan.subset.rows[:1]).images.shape[2:]
+    if plan.train.streaming or plan.val.streaming:
+        return False
+    height, width = first_size(plan.train, plan.subset.rows)
     n_bytes = 3 * height * width * (plan.n_images + plan.val.n_images)
     return max(height, width) <= RESIDENT_SIDE and n_bytes <= RESIDENT_BYTES
 
@@ -206,7 +209,9 @@ def decoded(index: ShardIndex, rows: np.ndarray) -> Decoded:
     A sweep trains many times on fractions of one set in one process.
     """
     known = _decoded.get(index.sha256)
-    if known is None or not np.isin(rows, known[0]).all():
+    # Which image stands in for one that does not decode depends on the rows of the fraction.
+    usable = known is not None and (not len(known[1].unreadable) or len(known[0]) == len(rows))
+    if known is None or not usable or not np.isin(rows, known[0]).all():
         if len(_decoded) >= 4:
             _decoded.clear()
         _decoded[index.sha256] = (rows, decode_all(index, rows))
@@ -214,8 +219,8 @@ def decoded(index: ShardIndex, rows: np.ndarray) -> Decoded:
     if len(have) == len(rows):
         return images
     places = torch.from_numpy(np.searchsorted(have, rows))
-    return Decoded(images.images[places], np.intersect1d(images.unreadable, rows))
+    return Decoded(images.images[places], images.unreadable, images.labels[places])
 
 
-def _rows_of(images: Decoded, index: ShardIndex, rows: np.ndarray) -> ResidentImages:
-    return ResidentImages(images.images, np.asarray(index.labels)[rows].astype(np.int64), rows)
+def _rows_of(images: Decoded, rows: np.ndarray) -> ResidentImages:
+    return ResidentImages(images.images, images.labels, rows)

@@ -205,12 +205,11 @@ def _choose(config: TrainRun, index: ShardIndex) -> Subset:
 
 def _count_classes(config: TrainRun, train: ShardIndex, val: ShardIndex) -> int:
     asked = config.train.num_classes
-    found = max(train.n_classes, val.n_classes)
     if asked is None:
-        return found
-    largest = int(max(train.labels.max(), val.labels.max()))
+        return max(train.n_classes, val.n_classes)
+    largest = max(train.largest_label, val.largest_label)
     if largest >= asked:
-        where = "data.train" if int(train.labels.max()) >= asked else "data.val"
+        where = "data.train" if train.largest_label >= asked else "data.val"
         raise ShardError(
             f"{where} holds the label {largest}, but train.num_classes is {asked}; labels run from "
             f"0. Use train.num_classes={largest + 1} or leave it out."

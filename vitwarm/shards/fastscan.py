@@ -1,0 +1,158 @@
+"""The plain part of a tar walked by compiled code: three times the speed of the walk in Python.
+
+It knows two kinds of member: regular files with a short name, and pax headers that say nothing of
+name or size (webdataset writes one per member, for a fractional time). At anything else, the first
+fault included, it gives up, and `tarscan` reads that shard again and says what is the matter.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from vitwarm.shards.tarscan import BLOCK
+
+#: Content of small members is taken along: a label in `KEY.cls` is a few digits.
+INLINE_BYTES = 16
+_WINDOW = 16 * BLOCK
+_MORE, _END, _GIVE_UP = 0, 1, 2
+
+
+class PlainMembers(NamedTuple):
+    """The m regular files of a tar, column by column."""
+
+    names: np.ndarray
+    """bytes S100 [m]."""
+    offsets: np.ndarray
+    """int64 [m], where the content starts."""
+    sizes: np.ndarray
+    """int64 [m]."""
+    inline: np.ndarray
+    """bytes S16 [m], the content of members up to INLINE_BYTES, else empty."""
+
+
+def scan_plain(path: Path) -> PlainMembers | None:
+    """Lists the regular files of a tar; None: it holds what only `tarscan.scan_tar` can judge."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return _scan(descriptor, os.fstat(descriptor).st_size)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _scan(descriptor: int, size: int) -> PlainMembers | None:
+    room = 1024
+    names: np.ndarray = np.zeros((room, 100), np.uint8)
+    numbers: np.ndarray = np.zeros((room, 2), np.int64)
+    inline: np.ndarray = np.zeros((room, INLINE_BYTES), np.uint8)
+    window = np.zeros(_WINDOW, np.uint8)
+    views = [window.data]
+    position = n = 0
+    while True:
+        n_read = os.preadv(descriptor, views, position)
+        status, position, n = _walk(window, n_read, position, size, n, names, numbers, inline)
+        if status == _GIVE_UP:
+            return None
+        if status == _END:
+            return PlainMembers(
+                names[:n].reshape(-1).view("S100"),
+                numbers[:n, 0].copy(),
+                numbers[:n, 1].copy(),
+                inline[:n].reshape(-1).view(f"S{INLINE_BYTES}"),
+            )
+        if n + _WINDOW // BLOCK > room:
+            grow = ((0, room), (0, 0))
+            names, numbers, inline = (np.pad(a, grow) for a in (names, numbers, inline))
+            room *= 2
+
+
+def _walk_window(
+    window: np.ndarray,
+    n_read: int,
+    start: int,
+    size: int,
+    n: int,
+    names: np.ndarray,
+    numbers: np.ndarray,
+    inline: np.ndarray,
+) -> tuple[int, int, int]:
+    """Reads the headers of one window; returns (status, where to go on, members found)."""
+    at = 0
+    while at + BLOCK <= n_read:
+        if window[at] == 0:
+            if at + 2 * BLOCK > n_read:  # the end mark may lie across the window's edge
+                return (_MORE if at else _GIVE_UP), start + at, n
+            for k in range(at, at + 2 * BLOCK):
+                if window[k] != 0:
+                    return _GIVE_UP, start, n
+            return _END, start + at, n
+        total = 0
+        for k in range(at, at + BLOCK):
+            total += window[k]
+        stated, length = 0, 0
+        for k in range(at + 148, at + 156):
+            total += 32 - window[k]
+        for k in range(at + 148, at + 154):
+            digit = int(window[k]) - 48
+            if digit < 0 or digit > 7:
+                return _GIVE_UP, start, n
+            stated = stated * 8 + digit
+        for k in range(at + 124, at + 135):
+            digit = int(window[k]) - 48
+            if digit < 0 or digit > 7:
+                return _GIVE_UP, start, n
+            length = length * 8 + digit
+        content = at + BLOCK
+        after = content + (length + BLOCK - 1) // BLOCK * BLOCK
+        if stated != total or start + content + length > size:
+            return _GIVE_UP, start, n
+        kind = window[at + 156]
+        if kind == 120:  # "x"
+            if length > _WINDOW // 2:
+                return _GIVE_UP, start, n
+            if after > n_read:
+                return (_MORE if at else _GIVE_UP), start + at, n
+            for k in range(content, content + length - 4):
+                one, two, three, four, five = window[k : k + 5]
+                if (
+                    (one == 112 and two == 97 and three == 116 and four == 104 and five == 61)
+                    or (one == 115 and two == 105 and three == 122 and four == 101 and five == 61)
+                    or (one == 71 and two == 78 and three == 85 and four == 46)
+                ):  # "path=", "size=", "GNU."
+                    return _GIVE_UP, start, n
+        elif kind == 48 or kind == 0:
+            small = length <= INLINE_BYTES
+            if small and content + length > n_read:
+                return (_MORE if at else _GIVE_UP), start + at, n
+            if window[at + 99] != 0 or window[at + 345] != 0:  # a full name field, a prefix
+                return _GIVE_UP, start, n
+            for k in range(100):
+                byte = window[at + k]
+                if byte == 0:
+                    break
+                names[n, k] = byte
+            if small:
+                for k in range(length):
+                    inline[n, k] = window[content + k]
+            numbers[n, 0], numbers[n, 1] = start + content, length
+            n += 1
+        else:
+            return _GIVE_UP, start, n
+        at = after
+    # Fewer bytes than a header at the window's very start: the tar ends without its mark.
+    return (_MORE if at else _GIVE_UP), start + at, n
+
+
+try:
+    _walk = njit(nogil=True, cache=True)(_walk_window)
+except RuntimeError:  # numba: neither the package's folder nor the user's cache can be written
+    _walk = njit(nogil=True)(_walk_window)

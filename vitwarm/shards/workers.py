@@ -1,0 +1,121 @@
+"""Worker processes: how many, with how much shared memory, and deaf to the job's signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from vitwarm.errors import ShardError
+
+_SHM = Path("/dev/shm")
+
+#: Micro-batches that a worker makes ahead, at most.
+_PREFETCH = 4
+#: More than this ahead, over all workers, only costs memory.
+_AHEAD_BYTES = 1 << 30
+
+
+def count_workers(world_size: int = 1) -> int:
+    """Returns loader processes per training process: the cores of the job, shared out, at least 1.
+
+    From the CPU affinity and the container's quota; under srun every task has cores of its own,
+    under torchrun and alike the processes of a node share them.
+
+    Args:
+        world_size: training processes; those of this node where the launcher says.
+    """
+    cores = float(len(os.sched_getaffinity(0)))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, int(quota) / int(period))
+    except (OSError, ValueError):  # no such file, or `max`: no quota
+        pass
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE") or 0)
+    own = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if not sharing and own.isdigit():
+        return max(1, min(int(cores), int(own)))
+    return max(1, int(cores) // max(1, sharing or world_size))
+
+
+def make_data_loader(
+    dataset: Dataset[Any],
+    *,
+    sampler: Sampler[Any] | None,
+    workers: int,
+    pin_memory: bool,
+    start_method: str,
+    batch_bytes: int,
+    persistent: bool = True,
+) -> DataLoader[Any]:
+    """Returns torch's loader over items that are whole batches.
+
+    Args:
+        batch_bytes: pixels of one item, which cross through shared memory.
+        persistent: workers outlive an iteration.
+    Raises: ShardError: too little shared memory for one item per worker.
+    """
+    if not workers:
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            pin_memory=pin_memory,
+            collate_fn=_as_it_is,
+        )
+    return DataLoader(
+        dataset,
+        batch_size=None,  # an item is a whole micro-batch
+        sampler=sampler,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=persistent,
+        prefetch_factor=_prefetch(workers, batch_bytes),
+        worker_init_fn=_start_worker,
+        collate_fn=_as_it_is,
+        multiprocessing_context=start_method,
+    )
+
+
+def empty_images(n: int, size: int) -> Tensor:
+    """Returns uint8 [n, 3, size, size] for pixels, in a worker right in shared memory.
+
+    A tensor made elsewhere would be copied there when it is shipped.
+    """
+    if get_worker_info() is None:
+        return torch.empty((n, 3, size, size), dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(n * 3 * size * size)
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(n, 3, size, size)
+
+
+def _prefetch(workers: int, batch_bytes: int) -> int:
+    ahead = max(2, min(_PREFETCH, _AHEAD_BYTES // max(1, workers * batch_bytes)))
+    try:
+        free = os.statvfs(_SHM)
+    except OSError:  # no such place on this system; torch finds its own
+        return ahead
+    room = free.f_bavail * free.f_frsize
+    fits = room // max(1, workers * batch_bytes)
+    if fits < 1:
+        raise ShardError(
+            f"run.workers is {workers}, and a micro-batch of pixels has {batch_bytes / 1e6:.0f} "
+            f"MB, but {_SHM} has only {room / 1e6:.0f} MB free. Give the container more "
+            "(docker run --shm-size=8g), or use fewer workers or a smaller train.micro_batch_size."
+        )
+    return int(min(ahead, fits))
+
+
+def _start_worker(worker: int) -> None:
+    """The main process decides when to stop: a signal to the whole job must not end its workers."""
+    torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
