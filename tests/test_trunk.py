@@ -16,7 +16,7 @@ from vitwarm.trunk import (
     published_scale,
     trunk_names,
 )
-from vitwarm.trunk.tokens import random_units, token_table
+from vitwarm.trunk.vectors import random_units, token_table
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8}
 VIT = "vit_tiny_patch16_224"

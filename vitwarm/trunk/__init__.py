@@ -14,7 +14,9 @@ from vitwarm.trunk.family import (
 )
 from vitwarm.trunk.file import Trunk, find_trunk, load_trunk, save_trunk
 from vitwarm.trunk.select import Place, choose_names, parse_blocks, place_of
-from vitwarm.trunk.tokens import TokenModel, patch_grid, published_scale
+from vitwarm.trunk.swap import patch_grid
+from vitwarm.trunk.tokens import TokenModel
+from vitwarm.trunk.vectors import published_scale
 
 __all__ = [
     "Audit",

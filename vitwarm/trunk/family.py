@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from timm import models as timm_models
 from torch import nn
@@ -159,16 +159,21 @@ def name_of(model: nn.Module) -> str:
     return str(config.get("architecture") or type(model).__name__)
 
 
+def built_with(model: nn.Module) -> dict[str, Any]:
+    """Returns the arguments with which timm built the model, its name's own included."""
+    from timm.models._input import get_model_args  # timm's export uses it; not in its public names
+
+    return dict(get_model_args(model))
+
+
 def model_args(model: nn.Module) -> str:
     """Returns, as JSON, the arguments with which `timm.create_model` builds this model again."""
-    from timm.models._input import get_model_args  # timm's export uses it; not in its public names
 
     def is_plain(value: object) -> bool:  # classes and partials come with the model's name
         return value is None or isinstance(value, bool | int | float | str | list | tuple | dict)
 
-    args = get_model_args(model)
-    plain = {k: v for k, v in args.items() if k not in _OF_THE_IMAGES and is_plain(v)}
-    return json.dumps(plain, default=str, sort_keys=True)
+    args = {k: v for k, v in built_with(model).items() if k not in _OF_THE_IMAGES and is_plain(v)}
+    return json.dumps(args, default=str, sort_keys=True)
 
 
 def model_facts(model: nn.Module) -> dict[str, str]:
