@@ -201,6 +201,14 @@ def test_an_accuracy_out_of_reach_is_a_bound_in_words(tmp_path: Path) -> None:
     assert "more than the 1,000 measured" in text
 
 
+def test_a_curve_that_falls_is_reported_as_undetermined(tmp_path: Path) -> None:
+    arms = {"default": lambda n: 62.0 + n / 1000, "dyck": lambda n: 65.0 if n < 200 else 60.0}
+    write_sweep(tmp_path / "runs", arms=arms, sizes=(100, 1000), noise=0.01)
+    paths = run_report([tmp_path / "runs"], tmp_path / "out")
+    assert "is undetermined: its accuracy falls" in " ".join(headlines(paths.analyses[0]))
+    assert "the curve falls" in paths.page.read_text()
+
+
 def test_one_seed_shows_points_alone(tmp_path: Path) -> None:
     write_sweep(tmp_path, arms=ARMS, sizes=SIZES, seeds=1)
     found = only(tmp_path)

@@ -20,7 +20,7 @@ MIN_SEEDS_INTERVAL = 3
 MIN_SEEDS_BOOTSTRAP = 6
 LEVEL = 0.95
 
-Bound = Literal["=", "<", ">"]
+Bound = Literal["=", "<", ">", "?"]
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,11 @@ class Interval:
 class Reading:
     """The number of images at which a curve reaches an accuracy, or a bound at its measured end."""
 
-    images: float
-    """The number, or for a bound the end of the measured range."""
+    images: float | None
+    """The number, or for a bound the end of the measured range; None where undetermined."""
     bound: Bound
-    """`=` inside the measured range; `<` fewer than its smallest; `>` more than its largest."""
+    """`=` inside the measured range; `<` fewer than its smallest; `>` more than its largest; `?`
+    undetermined: the curve falls, and its monotone fit contradicts what was measured."""
     fitted: bool
     """The curve was not monotone and was replaced by its isotonic (least squares) fit."""
 
@@ -151,7 +152,8 @@ def read_curves(
         accuracy_SN: one curve per row.
         target_S: one accuracy per row.
     Returns: images float64 [S], -inf where the curve lies above the target everywhere, +inf where
-        it never reaches it; and bool [S], whether the isotonic fit was needed.
+        it never reaches it, nan where the isotonic fit says so and the measured points do not; and
+        bool [S], whether the isotonic fit was needed.
     """
     log_N = np.log(np.asarray(images_N, dtype=np.float64))
     accuracy_SN = np.asarray(accuracy_SN, dtype=np.float64)
@@ -169,7 +171,12 @@ def read_curves(
     read_S = np.exp(log_N[before_S] + share * (log_N[first_S] - log_N[before_S]))
     below = (first_S == 0) & (curve_SN[:, 0] > target_S + 1e-9)
     read_S = np.where(below, -np.inf, read_S)
-    return np.where(np.any(reached_SN, axis=1), read_S, np.inf), np.asarray(fitted_S)
+    read_S = np.where(np.any(reached_SN, axis=1), read_S, np.inf)
+    above_SN = accuracy_SN >= target_S[:, None] - 1e-9
+    torn_S = (np.isposinf(read_S) & np.any(above_SN, axis=1)) | (
+        np.isneginf(read_S) & ~np.all(above_SN, axis=1)
+    )
+    return np.where(torn_S, np.nan, read_S), np.asarray(fitted_S)
 
 
 def equal_accuracy(
@@ -206,9 +213,10 @@ def equal_accuracy(
         read, _ = read_curves(sizes, curves_SN[draws].mean(axis=1), targets_S[draws].mean(axis=1))
         # Draws outside the measured range are infinite; ends are taken outward, never interpolated
         # between a number and an infinity.
-        ends = np.sort(read)
-        low = _to_reading(ends[math.floor((1 - level) / 2 * (n_draws - 1))], sizes, False)
-        high = _to_reading(ends[math.ceil((1 + level) / 2 * (n_draws - 1))], sizes, False)
+        # An undetermined draw could lie anywhere: it widens both ends.
+        lows, highs = (np.sort(np.where(np.isnan(read), end, read)) for end in (-np.inf, np.inf))
+        low = _to_reading(lows[math.floor((1 - level) / 2 * (n_draws - 1))], sizes, False)
+        high = _to_reading(highs[math.ceil((1 + level) / 2 * (n_draws - 1))], sizes, False)
     return EqualAccuracy(
         estimate=_to_reading(mean[0], sizes, bool(mean_fitted[0])),
         per_seed={
@@ -221,6 +229,8 @@ def equal_accuracy(
 
 
 def _to_reading(value: float, sizes: np.ndarray, fitted: bool) -> Reading:
+    if np.isnan(value):
+        return Reading(None, "?", fitted)
     if value == -np.inf:
         return Reading(float(sizes[0]), "<", fitted)
     if value == np.inf:

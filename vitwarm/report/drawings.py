@@ -107,7 +107,7 @@ def draw_savings(analysis: Analysis, found: Sequence[Saving], width: int) -> str
     top, row, left = 30, 24, 170 if width > 400 else 126
     letters = 16 if width > 400 else 10
     height = top + row * len(found) + 44
-    ratios = [r.images / s.n_images for s in found for r in _readings(s)]
+    ratios = [r.images / s.n_images for s in found for r in _readings(s) if r.images is not None]
     low, high = min([*ratios, 0.8]) / 1.12, max([*ratios, 1.25]) * 1.12
     x = Scale(low, high, left, width - 16, is_log=True)
     panel = Panel(width, height, x, Scale(0, 1, height - 44, top), x.start, x.end)
@@ -124,18 +124,17 @@ def draw_savings(analysis: Analysis, found: Sequence[Saving], width: int) -> str
             f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">'
             f"{_short(saving.arm, letters)} · {count(saving.n_images)}</text>"
         ]
-        for seed, read in saving.needs.per_seed.items():
-            tip = f"{where} · seed {seed}: {reading(read)}"
-            content.append(_read_mark(index, x(read.images / saving.n_images), y, read.bound, 2.6,
-                                      "seed", tip))  # fmt: skip
-        if saving.needs.low and saving.needs.high:
-            a, b = (
-                x(end.images / saving.n_images) for end in (saving.needs.low, saving.needs.high)
-            )
-            content.append(f'<path class="whisker" d="M{a:.1f} {y:.1f}H{b:.1f}"/>')
-        mean = saving.needs.estimate
-        content.append(_read_mark(index, x(mean.images / saving.n_images), y, mean.bound, 4.6,
-                                  "mean", f"{where}: {reading(mean)}"))  # fmt: skip
+        content += [
+            _read_mark(panel, index, y, read, saving, 2.6, "seed", f"{where} · seed {seed}")
+            for seed, read in saving.needs.per_seed.items()
+        ]
+        ends = [end.images for end in (saving.needs.low, saving.needs.high) if end]
+        known = [x(end / saving.n_images) for end in ends if end is not None]
+        if len(known) == 2:
+            content.append(f'<path class="whisker" d="M{known[0]:.1f} {y:.1f}H{known[1]:.1f}"/>')
+        content.append(
+            _read_mark(panel, index, y, saving.needs.estimate, saving, 4.6, "mean", where)
+        )
         panel.arm(index, "".join(content))
     words = "; ".join(
         f"{s.arm} needs {reading(s.needs.estimate)} for the {percent(s.accuracy)} % of "
@@ -256,15 +255,20 @@ def _readings(saving: Saving) -> list[Reading]:
     return [saving.needs.estimate, *saving.needs.per_seed.values(), *(e for e in ends if e)]
 
 
-def _read_mark(index: int, x: float, y: float, bound: str, size: float, css: str, tip: str) -> str:
-    """A marker for a number, an arrow outward for a bound."""
-    if bound == "=":
+def _read_mark(
+    panel: Panel, index: int, y: float, read: Reading, saving: Saving, size: float, css: str,
+    where: str,
+) -> str:  # fmt: skip
+    """A marker for a number, an arrow outward for a bound, nothing where it is undetermined."""
+    if read.images is None:
+        return ""
+    x, tip = panel.x(read.images / saving.n_images), f"{where}: {reading(read)}"
+    if read.bound == "=":
         return marker(index, x, y, size=size, css=css, tip=tip)
-    way = 1 if bound == ">" else -1
+    way = 1.6 * size if read.bound == ">" else -1.6 * size
     return (
-        f'<path class="arrow {css}" data-tip="{escape(tip)}" '
-        f'd="M{x:.1f} {y - size:.1f}l{way * 1.6 * size:.1f} {size:.1f}l{-way * 1.6 * size:.1f} '
-        f'{size:.1f}z"/>'
+        f'<path class="arrow {css}" data-tip="{escape(tip)}" d="M{x:.1f} {y - size:.1f}'
+        f'l{way:.1f} {size:.1f}l{-way:.1f} {size:.1f}z"/>'
     )
 
 

@@ -115,14 +115,15 @@ def _draw_savings(axes: Axes, analysis: Analysis) -> None:
     pointers = {"=": "o", ">": ">", "<": "<"}
     for row, saving in enumerate(analysis.savings):
         color = _color(labels.index(saving.arm))
-        for read in saving.needs.per_seed.values():
-            axes.plot(read.images / saving.n_images, row, pointers[read.bound], color=color, ms=3,
-                      alpha=0.45, mew=0)  # fmt: skip
-        mean = saving.needs.estimate
-        axes.plot(mean.images / saving.n_images, row, pointers[mean.bound], color=color, ms=6)
-        if saving.needs.low and saving.needs.high:
-            ends = [e.images / saving.n_images for e in (saving.needs.low, saving.needs.high)]
-            axes.plot(ends, [row, row], color=color, lw=1.2)
+        marks = [(read, 3.0, 0.45) for read in saving.needs.per_seed.values()]
+        for read, size, alpha in [*marks, (saving.needs.estimate, 6.0, 1.0)]:
+            if read.images is not None:
+                axes.plot(read.images / saving.n_images, row, pointers[read.bound], color=color,
+                          ms=size, alpha=alpha, mew=0)  # fmt: skip
+        ends = [end.images for end in (saving.needs.low, saving.needs.high) if end]
+        known = [end / saving.n_images for end in ends if end is not None]
+        if len(known) == 2:
+            axes.plot(known, [row, row], color=color, lw=1.2)
     axes.axvline(1, color="#5a626e", lw=0.9, ls="--")
     axes.set_xscale("log")
     low, high = axes.get_xlim()

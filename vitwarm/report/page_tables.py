@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TypeVar
 
+from vitwarm.report.curves import Reading
 from vitwarm.report.facts import Analysis, Difference, Saving
 from vitwarm.report.svg import swatch
 from vitwarm.report.words import (
@@ -125,7 +126,7 @@ def saving_table(found: Sequence[Saving]) -> str:
     for line in found:
         needs = line.needs
         fit = " (isotonic fit)" if needs.estimate.fitted else ""
-        readings = sorted(needs.per_seed.values(), key=lambda r: ("<=>".index(r.bound), r.images))
+        readings = sorted(needs.per_seed.values(), key=_reading_order)
         ends = ""
         if needs.low and needs.high:
             ends = f"{short_reading(needs.low)} to {short_reading(needs.high)}"
@@ -209,6 +210,10 @@ def run_table(analysis: Analysis) -> str:
         "*The best evaluation is selected on the validation set; it is shown for diagnosis only."
     )
     return table(caption, heads, rows, sortable=True)
+
+
+def _reading_order(value: Reading) -> tuple[int, float]:
+    return "<=>?".index(value.bound), value.images or 0
 
 
 def _each(values: Sequence[T], show: Callable[[T], str]) -> str:

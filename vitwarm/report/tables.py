@@ -140,13 +140,16 @@ def _saving_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:
         yield {
             "arm": line.arm, "reference": line.reference, "reference_images": line.n_images,
             "accuracy_percent": line.accuracy, "bound": estimate.bound,
-            "images": estimate.images, "share_of_reference": estimate.images / line.n_images,
+            "images": estimate.images,
+            "share_of_reference": estimate.images / line.n_images if estimate.images else None,
             "isotonic_fit": estimate.fitted,
             "low_bound": needs.low.bound if needs.low else None,
             "low": needs.low.images if needs.low else None,
             "high_bound": needs.high.bound if needs.high else None,
             "high": needs.high.images if needs.high else None,
-            "seeds": " ".join(f"{s}:{r.bound}{r.images:.6g}" for s, r in needs.per_seed.items()),
+            "seeds": " ".join(
+                f"{seed}:{r.bound}{r.images or 0:.6g}" for seed, r in needs.per_seed.items()
+            ),
         }  # fmt: skip
 
 

@@ -50,18 +50,24 @@ def plus_minus(value: Interval | None) -> str:
 
 
 def reading(value: Reading) -> str:
-    """Returns `1,012`, `more than 1,297` or `fewer than 32`."""
+    """Returns `1,012`, `more than 1,297`, `fewer than 32` or `undetermined`."""
+    if value.images is None:
+        return "undetermined"
     words = {"=": "", ">": "more than ", "<": "fewer than "}
     return f"{words[value.bound]}{value.images:,.0f}"
 
 
 def short_reading(value: Reading) -> str:
-    """Returns `1,012`, `>1,297` or `<32`."""
+    """Returns `1,012`, `>1,297`, `<32` or `?`."""
+    if value.images is None:
+        return "?"
     return f"{value.bound.replace('=', '')}{value.images:,.0f}"
 
 
 def saved(value: Reading, reference_images: int) -> str:
     """Returns what a reading means: `22 % fewer images`, `no fewer`, or a bound in words."""
+    if value.images is None:
+        return "the curve falls"
     ratio = value.images / reference_images
     if value.bound == ">":
         return "not reached"
@@ -268,12 +274,17 @@ def _saving_sentence(found: Saving) -> str:
             f"{found.arm} does not reach {goal} images: it would need more than the "
             f"{count(estimate.images)} measured."
         )
+    if estimate.bound == "?":
+        return (
+            f"How many images {found.arm} needs for {goal} is undetermined: its accuracy falls "
+            "where images are added."
+        )
     text = (
         f"For {goal} images {found.arm} needs {reading(estimate)}: "
         f"{saved(estimate, found.n_images)}"
     )
     if needs.low is not None and needs.high is not None:
         return f"{text} ({_LEVEL} interval {reading(needs.low)} to {reading(needs.high)})."
-    values = sorted(needs.per_seed.values(), key=lambda r: (">=<".index(r.bound), r.images))
+    values = sorted(needs.per_seed.values(), key=lambda r: ("<=>?".index(r.bound), r.images or 0))
     alone = ", ".join(reading(value) for value in values)
     return f"{text} (per seed: {alone}; no interval below {MIN_SEEDS_BOOTSTRAP} seeds)."
