@@ -84,6 +84,7 @@ def test_a_run_leaves_trunk_record_and_metrics_and_is_not_run_again(tmp_path: Pa
     assert record.warmup_samples == 96
     assert record.warmup_tokens == 96 * 16
     assert record.verdict == "not learned"
+    assert record.extra["ceiling"]["low_percent"] == 100.0
     trunk = load_trunk(folder / "trunk.safetensors")
     assert trunk.sha256 == record.trunk_sha256
     assert trunk.metadata["status"] == "finished"
@@ -223,6 +224,25 @@ def test_an_odd_length_is_filled_with_one_visible_pad(tmp_path: Path) -> None:
     assert batch.input_ids.shape == (8, 15)
     assert (batch.input_ids[:, 14] == plan.rule.pad_id).all()
     assert run_warmup(config).extra["visible_pads"] == 1
+
+
+def test_rules_that_need_more_than_one_seed_or_share_warm_up_too(tmp_path: Path) -> None:
+    """A mixture hides what each member says; a curriculum is judged on its last stage."""
+    for name, params in (
+        ("mixture", "{of: [{name: dyck, params: {n_kinds: 4}}, {name: copy}], weights: [0.5, 0.5]}"),
+        ("curriculum", "{of: [{name: random}, {name: dyck}], shares: [0.5, 0.5], n_sequences: 96}"),
+    ):
+        words = [w for w in TINY if not w.startswith("rule.")]
+        config = load_config(
+            WarmupRun,
+            None,
+            [*words, f"run.root={tmp_path}", f"rule.name={name}", f"rule.params={params}"],
+        )
+        plan = plan_warmup(config)
+        assert plan.hide_share is None
+        record = run_warmup(config)
+        assert record.rule is not None
+        assert record.rule["name"] == name
 
 
 def test_held_out_sequences_are_not_the_training_ones() -> None:

@@ -72,7 +72,12 @@ def choose_places(
     From 1,024 sequences of the stream itself: the mean plus six standard deviations of the sum.
     """
     probe = make_batch(
-        rule, seed=seed, start=0, n_sequences=1024, n_tokens=n_tokens, hide_share=hide_share
+        rule,
+        seed=seed,
+        start=0,
+        n_sequences=1024,
+        n_tokens=n_tokens,
+        hide_share=hide_share,
     )
     counts = (probe.target_ids != IGNORE).sum(axis=1)
     wanted = n_sequences * counts.mean() + 6 * math.sqrt(n_sequences) * counts.std()

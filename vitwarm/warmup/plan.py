@@ -41,7 +41,8 @@ class WarmupPlan:
     """Tokens that the rule itself makes; the rest of the sequence is one visible pad."""
     cut: Cut
     world: World
-    hide_share: float
+    hide_share: float | None
+    """None: what the rule says, row by row (the members of a mixture may differ)."""
 
     @property
     def folder(self) -> Path:
@@ -97,7 +98,7 @@ def plan_warmup(config: WarmupRun, *, n_tokens: int | None = None) -> WarmupPlan
         n_words=rule.fit_length(n_tokens),
         cut=cut_batch(warm.batch_size, warm.micro_batch_size, world, field="warmup"),
         world=world,
-        hide_share=warm.hide_share or rule.hide_share,
+        hide_share=warm.hide_share,
     )
 
 

@@ -31,6 +31,7 @@ from vitwarm.loop import (
 )
 from vitwarm.masking import IGNORE, make_batch
 from vitwarm.records import Record, RunFolder, code_version, open_run
+from vitwarm.rules import find_preset
 from vitwarm.seeding import seed_of
 from vitwarm.sequences import SequenceLoader, WarmupBatch, pack
 from vitwarm.trunk import (
@@ -226,12 +227,13 @@ def evaluate(module: WarmupModule, plan: WarmupPlan, *, device: torch.device) ->
     counts = np.zeros(plan.rule.n_ids, dtype=np.int64)
     loss = correct = 0.0
     size = min(plan.cut.micro_batch_size, warm.eval_sequences)
+    held_out = seed_of(plan.config.seed, "held-out")
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=warm.precision == "bf16"):
         for start in range(0, warm.eval_sequences, size):
             batch = make_batch(
                 plan.rule,
-                seed=seed_of(plan.config.seed, "held-out"),
-                start=start,
+                seed=held_out,
+                start=plan.rule.evaluation_start + start,  # a curriculum: its last stage
                 n_sequences=min(size, warm.eval_sequences - start),
                 n_tokens=plan.n_tokens,
                 hide_share=plan.hide_share,
@@ -250,6 +252,30 @@ def evaluate(module: WarmupModule, plan: WarmupPlan, *, device: torch.device) ->
         "hidden_accuracy_percent": 100 * correct / n_hidden,
         "hidden_loss": loss / n_hidden,
         "chance_percent": 100 * float(counts.max()) / n_hidden,
+    }
+
+
+def find_ceiling(plan: WarmupPlan, *, n_sequences: int = 128) -> dict[str, Any]:
+    """Returns the best accuracy on hidden tokens that any model could reach, in percent.
+
+    Returns: `low_percent`, which some predictor reaches, `high_percent`, which none exceeds, and
+        the `method`.
+    """
+    batch = make_batch(
+        plan.rule,
+        seed=seed_of(plan.config.seed, "held-out"),
+        start=plan.rule.evaluation_start,
+        n_sequences=n_sequences,
+        n_tokens=plan.n_tokens,
+        hide_share=plan.hide_share,
+    )
+    visible = batch.input_ids[:, : plan.n_words]
+    targets = batch.target_ids[:, : plan.n_words]
+    found = plan.rule.ceiling(np.where(targets != IGNORE, targets, visible), visible)
+    return {
+        "low_percent": 100 * found.low,
+        "high_percent": 100 * found.high,
+        "method": found.method,
     }
 
 
@@ -292,7 +318,9 @@ def _record(
         verdict=verdict,
         extra={
             "sequences_per_second": samples / max(module.seconds, 1e-9),
-            "hide_share": plan.hide_share,
+            "hide_share": plan.hide_share or plan.rule.hide_share,
+            "preset": find_preset(plan.rule),
+            "ceiling": find_ceiling(plan) if facts else None,
             "n_tokens": plan.n_tokens,
             "model_kwargs": config.warmup.model_kwargs,
             "visible_pads": plan.n_tokens - plan.n_words,
@@ -320,7 +348,8 @@ def _trunk_metadata(
         "samples": samples,
         "tokens": samples * plan.n_tokens,
         "n_tokens": plan.n_tokens,
-        "hide_share": plan.hide_share,
+        "hide_share": plan.hide_share or plan.rule.hide_share,
+        "preset": find_preset(plan.rule) or "none",
         "code_version": code_version(),
         "config_hash": plan.digest,
         **tokens.facts,
