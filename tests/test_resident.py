@@ -19,7 +19,7 @@ from vitwarm.shards import (
     decode_all,
     make_train_loader,
 )
-from vitwarm.shards.decode import centre, cut_out
+from vitwarm.shards.cutting import centre, cut_out
 from vitwarm.training.feed import LoaderFeed, ResidentFeed
 from vitwarm.training.module import TrainBatch
 

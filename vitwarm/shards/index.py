@@ -42,6 +42,7 @@ class ShardIndex:
         labels: int64 [n].
         keys: the n keys as text, decoded on access.
         key_hashes: uint64 [n], of the keys, for orders that depend on keys alone.
+        file: the cached index, or None where it is not kept.
         n_classes: from `_info.json` or `classes.txt` beside the shards, or the largest label + 1.
     """
 
@@ -64,7 +65,7 @@ class ShardIndex:
         """
         self.paths = list(paths)
         self._take(columns)
-        self._file = file
+        self.file = file
         largest = self.largest_label
         if n_classes is not None and largest >= n_classes:
             row = int(self.labels.argmax())
@@ -92,13 +93,13 @@ class ShardIndex:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {key: value for key, value in self.__dict__.items() if key in _PICKLED}
-        return {**state, "_columns": None if self._file else self._columns}
+        return {**state, "_columns": None if self.file else self._columns}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         columns = state.pop("_columns")
         self.__dict__.update(state)
         if columns is None:
-            found = load_index(state["_file"])
+            found = load_index(state["file"])
             if found is None:
                 raise ShardError(
                     f"{state['_file']}, the index of the shards, vanished while it was in use. "
@@ -185,7 +186,7 @@ class ShardIndex:
         return cls(found.paths, index.columns, n_classes=found.info.n_classes, file=file)
 
 
-_PICKLED = {"paths", "n_classes", "_file", "sha256"}
+_PICKLED = {"paths", "n_classes", "file", "sha256"}
 
 
 def _homes(source: Source, cache: str | Path | None, label_key: str | None) -> list[Path]:
@@ -195,7 +196,11 @@ def _homes(source: Source, cache: str | Path | None, label_key: str | None) -> l
     beside = folder / ".vitwarm-index" / f"{_digest(what)}.safetensors"
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitwarm" / "index"
     elsewhere = f"{_digest([*what, str(folder), source.text])}.safetensors"
-    return [Path(cache).expanduser() / elsewhere] if cache else [beside, user / elsewhere]
+    if cache:
+        return [Path(cache).expanduser() / elsewhere]
+    # Nobody's write bit: a folder meant to stay as it is, also where root could write to it.
+    is_frozen = not folder.stat().st_mode & 0o222
+    return [user / elsewhere] if is_frozen else [beside, user / elsewhere]
 
 
 def _digest(what: Any) -> str:

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitwarm.errors import ShardError, VitwarmError
 from vitwarm.shards.crops import EvalCrop, TrainCrop
-from vitwarm.shards.decode import UnreadableImage, centre, cut_out, decode
+from vitwarm.shards.cutting import centre, cut_out
+from vitwarm.shards.decode import UnreadableImage, decode
 from vitwarm.shards.index import ShardIndex
 from vitwarm.shards.order import Order
 from vitwarm.shards.reader import ImageReader

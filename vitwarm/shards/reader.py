@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from vitwarm.errors import ShardError
-from vitwarm.shards.decode import Encoded, UnreadableImage, decode, read_header, resize
+from vitwarm.shards.cutting import resize
+from vitwarm.shards.decode import Encoded, UnreadableImage, decode, read_header
 from vitwarm.shards.index import ShardIndex
 
 log = logging.getLogger("vitwarm")

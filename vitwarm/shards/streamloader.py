@@ -17,7 +17,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from vitwarm.errors import ShardError, VitwarmError
 from vitwarm.seeding import hash_bits, mix_u64, seed_of
 from vitwarm.shards.crops import EvalCrop, TrainCrop
-from vitwarm.shards.decode import UnreadableImage, centre, cut_out, decode, read_header
+from vitwarm.shards.cutting import centre, cut_out
+from vitwarm.shards.decode import UnreadableImage, decode, read_header
 from vitwarm.shards.index import ShardIndex
 from vitwarm.shards.shardrows import (
     IMAGE_ENDINGS,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import webdataset as wds
 
@@ -19,7 +21,7 @@ class Sample(NamedTuple):
 
     key: str
     ending: str
-    """jpg, jpeg, png or webp."""
+    """jpg, png or webp: what timm's reader looks for."""
     data: bytes
     label: int
 
@@ -27,35 +29,59 @@ class Sample(NamedTuple):
 def write_shards(
     folder: Path, prefix: str, samples: Iterable[Sample], *, n_samples: int, n_shards: int
 ) -> dict[str, int]:
-    """Writes `<prefix>-0000.tar` and so on; returns the samples of each tar by its name.
+    """Writes `<prefix>-0000.tar` and so on, whole or not at all; older ones of that name go.
 
-    Raises: ShardError: a key with a dot, which every reader cuts off there.
+    The same samples give the same bytes: members carry no time.
+
+    Args:
+        n_samples: of `samples`, to spread them evenly.
+    Returns: the samples of each tar by its name.
+    Raises: ShardError: a key with a dot, which every reader cuts off there; a folder that cannot be
+        written, or a full disk.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    per_shard = math.ceil(n_samples / n_shards)
     lengths: dict[str, int] = {}
-    pattern = str(folder / f"{prefix}-%04d.tar")
-    with wds.ShardWriter(pattern, maxcount=per_shard, verbose=0) as writer:
-        for sample in samples:
-            if "." in sample.key:
-                raise ShardError(f"the key {sample.key!r} holds a dot; keys end at the first dot.")
-            writer.write(
-                {
-                    "__key__": sample.key,
-                    sample.ending: sample.data,
-                    "cls": str(sample.label).encode(),
-                }
-            )
-            name = Path(writer.fname).name
-            lengths[name] = lengths.get(name, 0) + 1
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{prefix}.", dir=folder.resolve()))
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    try:
+        pattern = str(scratch).replace("%", "%%") + f"/{prefix}-%04d.tar"
+        per_shard = max(1, math.ceil(n_samples / n_shards))
+        with wds.ShardWriter(pattern, maxcount=per_shard, verbose=0, mtime=0) as writer:
+            for sample in samples:
+                if "." in sample.key:
+                    raise ShardError(
+                        f"The key {sample.key!r} holds a dot; a key ends at its first dot. Use "
+                        f"{sample.key.replace('.', '_')!r}."
+                    )
+                label = str(sample.label).encode()
+                writer.write({"__key__": sample.key, sample.ending: sample.data, "cls": label})
+                name = Path(writer.fname).name
+                lengths[name] = lengths.get(name, 0) + 1
+        for name in lengths:
+            (scratch / name).replace(folder / name)
+        for old in folder.glob(f"{prefix}-[0-9][0-9][0-9][0-9].tar"):
+            if old.name not in lengths:
+                old.unlink()
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return lengths
 
 
 def write_info(
     folder: Path, name: str, splits: dict[str, dict[str, int]], classes: Sequence[str]
 ) -> None:
-    """Writes `_info.json`, which timm's `wds/` reader and ours read, and `classes.txt`."""
-    plain = {
+    """Writes `_info.json`, which timm's `wds/` reader and ours read, and `classes.txt`.
+
+    Args:
+        splits: the samples of each tar, by the name of the split.
+        classes: names in the order of the labels.
+    Raises: RunError: the folder cannot be written.
+    """
+    plain: dict[str, Any] = {
         "name": name,
         "num_classes": len(classes),
         "splits": {
@@ -68,5 +94,12 @@ def write_info(
             for split, lengths in splits.items()
         },
     }
-    write_text(folder / "_info.json", json.dumps(plain, indent=1) + "\n")
     write_text(folder / "classes.txt", "\n".join(classes) + "\n")
+    write_text(folder / "_info.json", json.dumps(plain, indent=1) + "\n")
+
+
+def _cannot_write(folder: Path, error: OSError) -> ShardError:
+    return ShardError(
+        f"{folder} cannot be written: {error.strerror or error}. What was there still is; free "
+        "some space or choose another folder."
+    )
