@@ -12,20 +12,18 @@ import re
 from collections import Counter
 from typing import Any
 
-from vitwarm.records import Record, read_metrics
+from vitwarm.records import Record
 from vitwarm.report.curves import equal_accuracy, mean_interval, paired_differences
 from vitwarm.report.facts import (
     Analysis,
     Arm,
     Cell,
-    Convergence,
     Difference,
     Point,
-    RunLine,
     Saving,
-    WarmupLine,
 )
 from vitwarm.report.gather import Kind, Section, Trial
+from vitwarm.report.lines import converge, describe_warmups, to_line
 
 
 def analyse(section: Section) -> Analysis:
@@ -58,9 +56,9 @@ def analyse(section: Section) -> Analysis:
         matched_images=[],
         matched_total=[],
         savings=[],
-        convergence=[line for trial in trials if (line := _converge(trial))],
-        warmups=_describe_warmups(section),
-        runs=[_line(trial) for trial in trials],
+        convergence=[line for trial in trials if (line := converge(trial))],
+        warmups=describe_warmups(section),
+        runs=[to_line(trial) for trial in trials],
         subsets=_subsets(records),
         problems=problems,
     )
@@ -254,79 +252,6 @@ def _savings(
 def _of_seed(done: Done, arm: str, n_images: int, seed: int) -> float | None:
     found = [value for own, value in done.get((arm, n_images), {}).values() if own == seed]
     return found[0] if found else None
-
-
-def _converge(trial: Trial) -> Convergence | None:
-    if trial.folder is None or trial.record is None or trial.state != "finished":
-        return None
-    lines = [line for line in read_metrics(trial.folder) if line.get("kind") == "eval"]
-    lines = [line for line in lines if line.get("top1_percent") is not None]
-    steps, seen = trial.record.steps, trial.record.images_seen
-    if not lines or not steps or not seen:
-        return None
-    return Convergence(
-        arm=trial.arm,
-        n_images=trial.n_images,
-        seed=trial.seed,
-        steps=[int(line["step"]) for line in lines],
-        images_seen=[round(line["step"] * seen / steps) for line in lines],
-        top1=[float(line["top1_percent"]) for line in lines],
-    )
-
-
-def _describe_warmups(section: Section) -> list[WarmupLine]:
-    found = []
-    for warmup in section.warmups:
-        record = warmup.record
-        lines = read_metrics(warmup.folder) if warmup.folder else []
-        curve = [
-            (int(line["step"]), float(line["hidden_accuracy_percent"]))
-            for line in lines
-            if line.get("kind") == "train" and line.get("hidden_accuracy_percent") is not None
-        ]
-        facts = {
-            name: getattr(record, name, None)
-            for name in (
-                "steps", "hidden_accuracy_percent", "chance_percent", "hidden_loss",
-                "saturated_at_step", "verdict", "wall_seconds",
-            )
-        }  # fmt: skip
-        found.append(
-            WarmupLine(
-                arms=warmup.arms, rule=_rule_text(record), seed=warmup.seed, state=warmup.state,
-                reason=warmup.reason, samples=record.warmup_samples if record else None,
-                folder=warmup.folder.name if warmup.folder else "",
-                curve_steps=[step for step, _ in curve], curve_percent=[y for _, y in curve],
-                **facts,
-            )
-        )  # fmt: skip
-    return found
-
-
-def _rule_text(record: Record | None) -> str:
-    """`dyck`, or `shuffled (dyck)`: names only; the parameters stand in report.json."""
-    rule, names = record.rule if record else None, []
-    while isinstance(rule, dict) and "name" in rule:
-        names.append(str(rule["name"]))
-        params = rule.get("params")
-        rule = params.get("of") if isinstance(params, dict) else None
-    return names[0] + "".join(f" ({name})" for name in names[1:]) if names else ""
-
-
-def _line(trial: Trial) -> RunLine:
-    record = trial.record
-    known = {item.name for item in dataclasses.fields(RunLine)}
-    facts: dict[str, Any] = {
-        item.name: getattr(record, item.name, None)
-        for item in dataclasses.fields(Record)
-        if item.name in known
-    }
-    facts |= {
-        "arm": trial.arm, "fraction": trial.fraction, "n_images": trial.n_images,
-        "seed": trial.seed, "state": trial.state, "reason": trial.reason,
-        "folder": trial.folder.name if trial.folder else "", "verdict": trial.verdict,
-    }  # fmt: skip
-    return RunLine(**facts)
 
 
 def _subsets(records: list[Record]) -> dict[str, list[str]]:
