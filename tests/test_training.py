@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -474,6 +475,15 @@ def test_mistakes_get_a_sentence(
     with pytest.raises(error, match=message):
         run_training(tiny(shards, tmp_path, "train.mixup=0.5", word))
     assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_no_worker_process_outlives_a_run(shards: Path, tmp_path: Path) -> None:
+    config = tiny(shards, tmp_path, "data.resident=off", "run.workers=1")
+    with signal_in_step(5), pytest.raises(Stopped):
+        run_training(config)
+    assert not multiprocessing.active_children()
+    run_training(config)
+    assert not multiprocessing.active_children()
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(shards: Path, tmp_path: Path) -> None:

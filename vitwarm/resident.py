@@ -23,7 +23,7 @@ class ResidentImages:
 
         Args:
             images: uint8 [n, 3, h, w], on any device.
-            labels: int64 [n].
+            labels: int64 [n], of what the images show.
             rows: int64 [n], ascending.
         """
         self.images = images

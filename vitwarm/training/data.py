@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from vitwarm.augment import Augmentation, Mixing
 from vitwarm.callbacks import WaitMeter
 from vitwarm.config import TrainConfig
+from vitwarm.errors import ShardError
 from vitwarm.loop import World, choose_device
 from vitwarm.resident import ResidentImages, resize_and_crop
 from vitwarm.shards import (
@@ -86,11 +88,29 @@ class Pictures:
         """
         self.plan = plan
         self.device = choose_device(plan.config.run)
-        self.resident = wants_resident(plan)
         self._train = self._val = None
-        if self.resident:
-            self._train = decoded(plan.train, plan.subset.rows)
-            self._val = decoded(plan.val, np.arange(plan.val.n_images))
+        self._loaders: list[Any] = []
+        if wants_resident(plan):
+            try:
+                self._train = decoded(plan.train, plan.subset.rows)
+                self._val = decoded(plan.val, np.arange(plan.val.n_images))
+            except ShardError:
+                if plan.config.data.resident == "on":
+                    raise
+                self._train = self._val = None  # of several sizes: the loader does without
+
+    @property
+    def resident(self) -> bool:
+        """Whether the images live on the device."""
+        return self._train is not None
+
+    def close(self) -> None:
+        """Ends the loaders' worker processes, which would outlive the run."""
+        for loader in self._loaders:
+            iterator = getattr(getattr(loader, "loader", None), "_iterator", None)
+            if iterator is not None:
+                iterator._shutdown_workers()
+        self._loaders.clear()
 
     def feed(self, *, start_step: int) -> tuple[LoaderFeed | ResidentFeed, WaitMeter]:
         """Returns what the model is fed from a step on, and a meter of the waiting for it."""
@@ -99,7 +119,7 @@ class Pictures:
         crop = make_train_crop(plan)
         if self._train is not None:
             feed = ResidentFeed(
-                _rows_of(self._train, plan.subset.rows),
+                ResidentImages(self._train.images, self._train.labels, plan.subset.rows),
                 plan.order,
                 crop=crop,
                 augment=augment,
@@ -126,6 +146,7 @@ class Pictures:
             workers=plan.config.run.workers,
             pin_memory=self.device.type == "cuda",
         )
+        self._loaders.append(loader)
         meter = WaitMeter(loader)
         return LoaderFeed(meter, augment, self.device), meter
 
@@ -133,26 +154,35 @@ class Pictures:
         """Returns a process's share of the validation images."""
         plan, train = self.plan, self.plan.config.train
         crop = make_eval_crop(plan)
+        size = plan.cut.micro_batch_size
         batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
         if self._val is not None:
             rows = np.arange(plan.val.n_images)
-            images = _rows_of(self._val, rows)
-            batches = _ResidentBatches(images, crop, plan.cut.micro_batch_size, world, self.device)
+            images = ResidentImages(self._val.images, self._val.labels, rows)
+            batches = _ResidentBatches(images, crop, size, world, self.device)
         else:
             loader = make_val_loader(
                 plan.val,
                 crop=crop,
-                batch_size=plan.cut.micro_batch_size,
+                batch_size=size,
                 rank=world.rank,
                 world_size=world.size,
                 workers=plan.config.run.workers,
                 pin_memory=self.device.type == "cuda",
             )
+            self._loaders.append(loader)
 
             def batches() -> Iterator[tuple[Tensor, Tensor]]:
                 return ((batch.images, batch.labels) for batch in loader)
 
-        return Validation(batches, n_images=plan.val.n_images, mean=train.mean, std=train.std)
+        n_common = -(-(plan.val.n_images // world.size) // size)
+        return Validation(
+            batches,
+            n_images=plan.val.n_images,
+            n_common=0 if plan.val.streaming and world.size > 1 else n_common,
+            mean=train.mean,
+            std=train.std,
+        )
 
 
 class _ResidentBatches:
@@ -191,10 +221,8 @@ class _ResidentBatches:
 def wants_resident(plan: TrainPlan) -> bool:
     """Whether the images of a plan are to live on the device."""
     wanted = plan.config.data.resident
-    if wanted != "auto":
+    if wanted != "auto" or plan.train.streaming or plan.val.streaming:
         return wanted == "on"
-    if plan.train.streaming or plan.val.streaming:
-        return False
     height, width = first_size(plan.train, plan.subset.rows)
     n_bytes = 3 * height * width * (plan.n_images + plan.val.n_images)
     return max(height, width) <= RESIDENT_SIDE and n_bytes <= RESIDENT_BYTES
@@ -218,9 +246,6 @@ def decoded(index: ShardIndex, rows: np.ndarray) -> Decoded:
     have, images = _decoded[index.sha256]
     if len(have) == len(rows):
         return images
-    places = torch.from_numpy(np.searchsorted(have, rows))
-    return Decoded(images.images[places], images.unreadable, images.labels[places])
-
-
-def _rows_of(images: Decoded, rows: np.ndarray) -> ResidentImages:
-    return ResidentImages(images.images, images.labels, rows)
+    places = np.searchsorted(have, rows)
+    unreadable = np.intersect1d(images.unreadable, rows)
+    return Decoded(images.images[torch.from_numpy(places)], unreadable, images.labels[places])

@@ -28,6 +28,7 @@ class Validation:
         batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
         *,
         n_images: int,
+        n_common: int,
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
@@ -37,10 +38,12 @@ class Validation:
             batches: gives uint8 images [b, 3, H, W] and int64 labels, anew at each call; no image
                 twice, and all of them over all processes.
             n_images: of the whole set.
+            n_common: batches that every process has at least.
             mean, std: per channel, in [0, 1].
         """
         self.batches = batches
         self.n_images = n_images
+        self.n_common = n_common
         self.scale = torch.tensor([1 / (255 * s) for s in std])
         self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
 
@@ -68,7 +71,7 @@ def evaluate(
         vits: on `device`; left in the mode (training or not) that they are in.
         bf16: autocast.
         world_size: with several processes a collective; every one gets the same numbers.
-        between: called every few batches, by all processes alike if they have equal shares.
+        between: called every few batches, by all processes alike.
     Returns: per model `top1_percent`, `top5_percent`, `val_loss` in nats per image.
     Raises: TrainingFailed: not every image of the set was seen exactly once.
     """
@@ -76,11 +79,11 @@ def evaluate(
     for vit in vits:
         vit.eval()
     sums = torch.zeros(len(vits), 4, dtype=torch.float64, device=device)
-    for number, (images, labels) in enumerate(validation.on(device)):
+    for number, (images, labels) in enumerate(validation.on(device), 1):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             logits = [vit(images) for vit in vits]
         sums += torch.stack([evaluation_sums(logits_BC, labels) for logits_BC in logits])
-        if between and number % CHECK_EVERY_BATCHES == CHECK_EVERY_BATCHES - 1:
+        if between and number % CHECK_EVERY_BATCHES == 0 and number <= validation.n_common:
             between()
     for vit, mode in zip(vits, modes, strict=True):
         vit.train(mode)
@@ -157,15 +160,13 @@ class Evaluation(Callback):
         step = module.steps_done
         if step not in self.steps or module.evaluation.get("step") == step:
             return
-        # Processes have shares that differ by a batch, and a look at the flag is a collective.
-        alone = trainer.world_size == 1
         found = evaluate_module(
             module,
             self.validation,
             device=module.device,
             bf16=self.bf16,
             world_size=trainer.world_size,
-            between=(lambda: self.stop.check(trainer, module)) if alone else None,
+            between=lambda: self.stop.check(trainer, module),
         )
         module.evaluation = {"step": step, **found}
         if trainer.is_global_zero:

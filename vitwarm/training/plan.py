@@ -207,13 +207,13 @@ def _count_classes(config: TrainRun, train: ShardIndex, val: ShardIndex) -> int:
     asked = config.train.num_classes
     if asked is None:
         return max(train.n_classes, val.n_classes)
-    largest = max(train.largest_label, val.largest_label)
-    if largest >= asked:
-        where = "data.train" if train.largest_label >= asked else "data.val"
-        raise ShardError(
-            f"{where} holds the label {largest}, but train.num_classes is {asked}; labels run from "
-            f"0. Use train.num_classes={largest + 1} or leave it out."
-        )
+    for where, index in (("data.train", train), ("data.val", val)):
+        if index.largest_label >= asked:
+            raise ShardError(
+                f"{where} holds the label {index.largest_label}, but train.num_classes is {asked}; "
+                f"labels run from 0. Use train.num_classes={index.largest_label + 1} or leave it "
+                "out."
+            )
     return asked
 
 

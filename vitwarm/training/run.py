@@ -120,8 +120,10 @@ def describe_images(plan: TrainPlan, step: int) -> str:
     """Names the images of a step: rows of the index and the first few keys."""
     size = plan.cut.batch_size
     _, rows = plan.order.rows_at(np.arange(step * size, (step + 1) * size))
-    keys = ", ".join(plan.train.keys[int(row)] for row in rows[:3])
-    return f"rows {', '.join(map(str, rows[:8]))}, ... of data.train, keys {keys}, ..."
+    text = f"rows {', '.join(map(str, rows[:8]))}, ... of data.train"
+    if plan.train.streaming:
+        return text
+    return f"{text}, keys {', '.join(plan.train.keys[int(row)] for row in rows[:3])}, ..."
 
 
 def _train(plan: TrainPlan, run: RunFolder, say: Say) -> Record:
@@ -140,6 +142,16 @@ def _train(plan: TrainPlan, run: RunFolder, say: Say) -> Record:
     if module.compiled:
         compile_blocks(vit)
     pictures = Pictures(plan)
+    try:
+        return _fit(plan, module, pictures, run, say)
+    finally:
+        pictures.close()
+
+
+def _fit(
+    plan: TrainPlan, module: ImageModule, pictures: Pictures, run: RunFolder, say: Say
+) -> Record:
+    config, train = plan.config, plan.config.train
     feed, waits = pictures.feed(start_step=module.start_step)
     saver = TimedCheckpoint(run, plan.digest, minutes=train.checkpoint_minutes)
     stop = StopRequest(saver, time_limit_minutes=config.run.time_limit_minutes)
