@@ -22,7 +22,14 @@ import numpy as np
 from tqdm import tqdm
 
 from vitwarm.errors import ShardError
-from vitwarm.shards.indexfile import Fingerprint, IndexFile, Keys, load_index, save_index
+from vitwarm.shards.indexfile import (
+    Fingerprint,
+    IndexFile,
+    Keys,
+    file_state,
+    load_index,
+    save_index,
+)
 from vitwarm.shards.shardrows import ShardRows, read_shard
 from vitwarm.shards.sources import Source, find_shards, is_streamed
 
@@ -66,6 +73,7 @@ class ShardIndex:
         self.paths = list(paths)
         self._take(columns)
         self.file = file
+        self._file_state = file_state(file)
         largest = self.largest_label
         if n_classes is not None and largest >= n_classes:
             row = int(self.labels.argmax())
@@ -100,9 +108,9 @@ class ShardIndex:
         self.__dict__.update(state)
         if columns is None:
             found = load_index(state["file"])
-            if found is None:
+            if found is None or file_state(state["file"]) != state["_file_state"]:
                 raise ShardError(
-                    f"{state['_file']}, the index of the shards, vanished while it was in use. "
+                    f"{state['file']}, the index of the shards, was replaced while it was in use. "
                     "Give the same command again."
                 )
             columns = found.columns
@@ -176,17 +184,12 @@ class ShardIndex:
         found = find_shards(str(source))
         key = label_key or found.label_key
         index = _load_or_scan(found, homes=_homes(found, cache, key), label_key=key)
-        if not index.lengths or not sum(index.lengths):
-            raise ShardError(
-                f"{source}: the {len(found.paths)} tar(s) there hold no labelled images (KEY.jpg "
-                "beside KEY.cls). Make some with scripts/make_shards.py."
-            )
         _check_counts(found, index.lengths)
         file = None if index.path == Path() else index.path
         return cls(found.paths, index.columns, n_classes=found.info.n_classes, file=file)
 
 
-_PICKLED = {"paths", "n_classes", "file", "sha256"}
+_PICKLED = {"paths", "n_classes", "file", "_file_state", "sha256"}
 
 
 def _homes(source: Source, cache: str | Path | None, label_key: str | None) -> list[Path]:
@@ -224,6 +227,11 @@ def _load_or_scan(source: Source, *, homes: Sequence[Path], label_key: str | Non
     for found in cached[:1]:
         known = dict(zip(found.fingerprints, _split(found), strict=True))
     parts = _scan(source.paths, [known.get(one) for one in prints], label_key)
+    if not any(part.keys for part in parts):
+        raise ShardError(
+            f"{source.text}: the {len(parts)} tar(s) there hold no labelled images (KEY.jpg beside "
+            "KEY.cls). Make some with scripts/make_shards.py."
+        )
     columns = _join(parts)
     _check_twins(columns, source.paths)
     lengths = [len(part.keys) for part in parts]

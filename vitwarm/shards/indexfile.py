@@ -94,6 +94,15 @@ def load_index(path: Path) -> IndexFile | None:
         return None
 
 
+def file_state(path: Path | None) -> tuple[int, int, int] | None:
+    """Returns what tells one version of an index file from the next; None: there is none."""
+    try:
+        stat = path.stat() if path else None
+    except OSError:
+        return None
+    return (stat.st_ino, stat.st_size, stat.st_mtime_ns) if stat else None
+
+
 def save_index(
     homes: Sequence[Path],
     columns: Mapping[str, np.ndarray],
