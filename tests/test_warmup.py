@@ -229,7 +229,10 @@ def test_an_odd_length_is_filled_with_one_visible_pad(tmp_path: Path) -> None:
 def test_rules_that_need_more_than_one_seed_or_share_warm_up_too(tmp_path: Path) -> None:
     """A mixture hides what each member says; a curriculum is judged on its last stage."""
     for name, params in (
-        ("mixture", "{of: [{name: dyck, params: {n_kinds: 4}}, {name: copy}], weights: [0.5, 0.5]}"),
+        (
+            "mixture",
+            "{of: [{name: dyck, params: {n_kinds: 4}}, {name: copy}], weights: [0.5, 0.5]}",
+        ),
         ("curriculum", "{of: [{name: random}, {name: dyck}], shares: [0.5, 0.5], n_sequences: 96}"),
     ):
         words = [w for w in TINY if not w.startswith("rule.")]
