@@ -22,7 +22,7 @@ def launch(out: Path, *words: str, processes: int = 1, code: int = 0) -> Path:
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        launcher += ["--master_port", "0", "--rdzv_backend", "c10d"]
+        launcher += ["--standalone"]  # a free port each, so that tests can run side by side
     done = subprocess.run(
         [*launcher, *WARMUP, "--out", str(out), f"run.devices={processes}", *words],
         cwd=ROOT, text=True, capture_output=True, timeout=300, check=False,

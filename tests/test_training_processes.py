@@ -38,7 +38,7 @@ def launch(shards: Path, out: Path, *words: str, processes: int = 1, code: int =
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        launcher += ["--master_port", "0", "--rdzv_backend", "c10d"]
+        launcher += ["--standalone"]  # a free port each, so that tests can run side by side
     done = subprocess.run(
         [*launcher, "scripts/train.py", *TINY, *where(shards), "--out", str(out),
          f"run.devices={processes}", "train.steps=20", "train.evaluations=2", *words],
@@ -47,6 +47,7 @@ def launch(shards: Path, out: Path, *words: str, processes: int = 1, code: int =
     )  # fmt: skip
     # torchrun reports a worker's own exit code as 1.
     assert done.returncode == code, done.stdout + done.stderr
+    assert code == 0 or "Stopped by the time limit" in done.stderr, done.stdout + done.stderr
     (folder,) = out.iterdir()
     return folder
 
@@ -72,7 +73,8 @@ def test_two_processes_equal_one_and_a_run_moves_between_them(
     for export in ("export", "export_ema"):
         ours, theirs = (load_file(run / export / "model.safetensors") for run in (one, two))
         for name, tensor in ours.items():
-            torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-5)
+            # Adam makes steps out of a key bias's gradient, which is zero but for rounding.
+            torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=5e-4)
 
     # Begun by two processes, stopped by the time limit, gone on with by one in micro-batches.
     moved = tmp_path / "moved"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,22 @@ def make_data_loader(
             pin_memory=pin_memory,
             collate_fn=_as_it_is,
         )
+    with warnings.catch_warnings():  # the number is the user's, or that of the job's own cores
+        warnings.filterwarnings("ignore", message=".*worker processes in total")
+        return _with_workers(
+            dataset, sampler, workers, pin_memory, start_method, batch_bytes, persistent
+        )
+
+
+def _with_workers(
+    dataset: Dataset[Any],
+    sampler: Sampler[Any] | None,
+    workers: int,
+    pin_memory: bool,
+    start_method: str,
+    batch_bytes: int,
+    persistent: bool,
+) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_size=None,  # an item is a whole micro-batch
