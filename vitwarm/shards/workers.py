@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,34 +70,30 @@ def make_data_loader(
             pin_memory=pin_memory,
             collate_fn=_as_it_is,
         )
-    with warnings.catch_warnings():  # the number is the user's, or that of the job's own cores
-        warnings.filterwarnings("ignore", message=".*worker processes in total")
-        return _with_workers(
-            dataset, sampler, workers, pin_memory, start_method, batch_bytes, persistent
+    with _any_number():
+        return DataLoader(
+            dataset,
+            batch_size=None,  # an item is a whole micro-batch
+            sampler=sampler,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=persistent,
+            prefetch_factor=_prefetch(workers, batch_bytes),
+            worker_init_fn=_start_worker,
+            collate_fn=_as_it_is,
+            multiprocessing_context=start_method,
         )
 
 
-def _with_workers(
-    dataset: Dataset[Any],
-    sampler: Sampler[Any] | None,
-    workers: int,
-    pin_memory: bool,
-    start_method: str,
-    batch_bytes: int,
-    persistent: bool,
-) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        batch_size=None,  # an item is a whole micro-batch
-        sampler=sampler,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        persistent_workers=persistent,
-        prefetch_factor=_prefetch(workers, batch_bytes),
-        worker_init_fn=_start_worker,
-        collate_fn=_as_it_is,
-        multiprocessing_context=start_method,
-    )
+def start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Returns an iterator over a loader; the workers start now if they have not yet."""
+    with _any_number():
+        return iter(loader)
+
+
+def _any_number() -> warnings.catch_warnings[None]:
+    """torch warns of more workers than cores; the number is the user's, or that of the cores."""
+    return warnings.catch_warnings(action="ignore", category=UserWarning)
 
 
 def empty_images(n: int, size: int) -> Tensor:
