@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitwarm.errors import ShardError
-from vitwarm.shards.decode import UnreadableImage, decode, read_header
+from vitwarm.shards.decode import UnreadableImage, decode, quiet, read_header
 from vitwarm.shards.index import ShardIndex
 from vitwarm.shards.shardrows import ShardRows, read_shard
 from vitwarm.shards.sources import Source, find_shards
@@ -235,7 +235,7 @@ def decode_piece(
     """Decodes some images of one tar; returns how many it tried, and a sentence per bad one."""
     path, offsets, sizes, keys = piece
     bad = []
-    with open(path, "rb") as file:
+    with quiet(), open(path, "rb") as file:
         for offset, size, key in zip(offsets.tolist(), sizes.tolist(), keys, strict=True):
             try:
                 decode(read_header(os.pread(file.fileno(), size, offset)))

@@ -50,7 +50,7 @@ def read_header(data: bytes) -> Encoded:
             _refuse_bomb(int(height), int(width))
             return Encoded(data, int(height), int(width), colours != "CMYK" and colours != "YCCK")
     try:
-        with _quiet(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _refuse_bomb(image.height, image.width)
             return Encoded(data, image.height, image.width, False)
     except UnreadableImage:
@@ -80,7 +80,7 @@ def decode(image: Encoded, *, reduction: int = 1) -> np.ndarray:
         except ValueError:
             pass
     try:
-        with _quiet(), Image.open(io.BytesIO(image.data), formats=_FORMATS) as opened:
+        with Image.open(io.BytesIO(image.data), formats=_FORMATS) as opened:
             return np.array(opened.convert("RGB"))
     except Exception as error:
         raise UnreadableImage(_first_line(error)) from None
@@ -93,8 +93,11 @@ def _refuse_bomb(height: int, width: int) -> None:
         )
 
 
-def _quiet() -> warnings.catch_warnings[None]:
-    """Odd EXIF blocks and transparency notes are no concern of a training run."""
+def quiet() -> warnings.catch_warnings[None]:
+    """Silences what Pillow says of odd EXIF blocks, palettes and large images.
+
+    For whoever decodes many; entered once and not per image, because it is not safe in threads.
+    """
     return warnings.catch_warnings(action="ignore")
 
 

@@ -17,11 +17,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vitwarm.errors import ShardError, VitwarmError
 from vitwarm.shards.crops import EvalCrop, TrainCrop
 from vitwarm.shards.cutting import centre, cut_out
-from vitwarm.shards.decode import UnreadableImage, decode
+from vitwarm.shards.decode import UnreadableImage, decode, quiet
 from vitwarm.shards.index import ShardIndex
 from vitwarm.shards.order import Order
 from vitwarm.shards.reader import ImageReader
-from vitwarm.shards.workers import count_workers, empty_images, make_data_loader
+from vitwarm.shards.workers import (
+    count_workers,
+    empty_images,
+    make_data_loader,
+    start_workers,
+)
 
 #: Images whose bytes a worker holds at a time beside the pixels.
 _CHUNK = 32
@@ -105,7 +110,8 @@ class _Batches(Dataset[Shipped | VitwarmError]):
 
     def __getitem__(self, item: Item) -> Shipped | VitwarmError:
         try:
-            return self._make(item)
+            with quiet():
+                return self._make(item)
         except VitwarmError as error:  # raised in a worker it would arrive as a traceback
             return error
 
@@ -223,7 +229,7 @@ class TrainLoader:
     def __iter__(self) -> Iterator[ImageBatch]:
         start, micros = self.positions.start_step, self.positions.micros
         self._steps_done = start
-        for number, shipped in enumerate(self.loader, 1):
+        for number, shipped in enumerate(start_workers(self.loader), 1):
             # Before the yield: who saves after the last micro-batch of a step has done that step.
             self._steps_done = start + number // micros
             yield unpack(shipped)
@@ -249,7 +255,7 @@ class ValLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        for shipped in self.loader:
+        for shipped in start_workers(self.loader):
             yield unpack(shipped)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitwarm.errors import ShardError
 from vitwarm.shards.cutting import resize
-from vitwarm.shards.decode import Encoded, UnreadableImage, decode, read_header
+from vitwarm.shards.decode import Encoded, UnreadableImage, decode, quiet, read_header
 from vitwarm.shards.index import ShardIndex
 
 log = logging.getLogger("vitwarm")
@@ -188,7 +188,8 @@ def decode_all(
             pixels = resize(pixels, size, size, "bicubic")
         return shown, pixels.transpose(2, 0, 1)
 
-    first = read(int(rows[0]))[1]
+    with quiet():
+        first = read(int(rows[0]))[1]
     images = torch.empty((len(rows), *first.shape), dtype=torch.uint8)
     out = images.numpy()
     shown = np.empty(len(rows), np.int64)
@@ -205,7 +206,7 @@ def decode_all(
             out[place] = pixels
 
     chunks = [range(k, min(k + _CHUNK, len(rows))) for k in range(0, len(rows), _CHUNK)]
-    with ThreadPoolExecutor(threads or min(8, len(os.sched_getaffinity(0)))) as pool:
+    with quiet(), ThreadPoolExecutor(threads or min(8, len(os.sched_getaffinity(0)))) as pool:
         for _ in pool.map(fill, chunks):
             pass
     labels = np.asarray(index.labels)[shown].astype(np.int64)

@@ -18,7 +18,7 @@ from vitwarm.errors import ShardError, VitwarmError
 from vitwarm.seeding import hash_bits, mix_u64, seed_of
 from vitwarm.shards.crops import EvalCrop, TrainCrop
 from vitwarm.shards.cutting import centre, cut_out
-from vitwarm.shards.decode import UnreadableImage, decode, read_header
+from vitwarm.shards.decode import Encoded, UnreadableImage, decode, quiet, read_header
 from vitwarm.shards.index import ShardIndex
 from vitwarm.shards.shardrows import (
     IMAGE_ENDINGS,
@@ -29,7 +29,7 @@ from vitwarm.shards.shardrows import (
 )
 from vitwarm.shards.stream import WARNING, StreamIndex
 from vitwarm.shards.tarscan import MAX_CONTENT_BYTES
-from vitwarm.shards.workers import empty_images, make_data_loader
+from vitwarm.shards.workers import empty_images, make_data_loader, start_workers
 
 log = logging.getLogger("vitwarm")
 
@@ -148,7 +148,10 @@ class _Stream(IterableDataset[Any]):
                 f"{self.index.urls[0]}: a streamed image has the label {sample.label}, but the set "
                 f"has {limit} classes. Mend the label or the info file."
             )
-        image = read_header(sample.data)
+        with quiet():
+            return self._crop(sample, read_header(sample.data))
+
+    def _crop(self, sample: Raw, image: Encoded) -> np.ndarray:
         if isinstance(self.crop, EvalCrop):
             return centre(decode(image), self.crop)
         box = self.crop.box(self.seed, sample.epoch, sample.key, image.height, image.width)
@@ -205,7 +208,7 @@ class StreamLoader:
             first_image=self.start_step * local * self.world_size,
             pin_memory=self.pin_memory,
         )
-        shipped = iter(loader)
+        shipped = start_workers(loader)
         for number in range(1, len(self) + 1):
             step, micro = divmod(number - 1, self.micros)
             first = ((self.start_step + step) * self.world_size + self.rank) * local
@@ -234,7 +237,7 @@ class StreamValLoader:
 
     def __iter__(self) -> Iterator[Any]:
         first = 0
-        for shipped in self.loader:
+        for shipped in start_workers(self.loader):
             batch = _unpack(shipped, first)
             first += len(batch.images)
             yield batch
