@@ -83,7 +83,7 @@ def test_tokens_pass_timms_own_forward() -> None:
 
 
 def test_published_vectors() -> None:
-    """paper.md b: identity x 0.02 for tokens, unit vectors x 0.02 for positions, all frozen."""
+    """As published: identity x 0.02 for tokens, unit vectors x 0.02 for positions, all frozen."""
     tokens = TokenModel(build_model(VIT, seed=0, **SMALL), n_ids=17)
     embed = tokens.model.patch_embed
     assert torch.equal(embed.table, 0.02 * torch.eye(17, 32))

@@ -73,7 +73,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupConfig:
-    """Masked-token training of a trunk on a rule. Defaults: the published recipe (paper.md b)."""
+    """Masked-token training of a trunk on a rule. Defaults: the published recipe."""
 
     model: str = "vit_tiny_patch16_224"
     """A timm model name."""

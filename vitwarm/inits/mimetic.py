@@ -68,7 +68,7 @@ def mimetic_04(
 ) -> Made:
     """Makes the setting of the warm-up paper's baseline: 0.4/0.4 for both products, zero biases.
 
-    Source: zlshinnick/weight-selection, `mimetic` (paper.md g); positions are left as timm's.
+    Source: zlshinnick/weight-selection, `mimetic`; positions are left as timm's.
     """
     return mimetic(
         model=model,

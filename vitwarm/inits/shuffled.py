@@ -1,6 +1,6 @@
 """Weight-shuffled trunks: the numbers of a warmed trunk without their order.
 
-Two kinds are published under one name and are no comparable controls (paper.md c): here they have
+Two kinds are published under one name and are no comparable controls: here they have
 names of their own.
 """
 

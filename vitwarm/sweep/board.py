@@ -153,7 +153,7 @@ class Board:
         return folder / "trunk.safetensors" if self.plan.row(key).kind == "warmup" else folder
 
     def _check_trunk(self, row: Row, config: TrainRun) -> None:
-        """A failed warm-up is worse than none (paper.md h.12): it is not handed off unasked."""
+        """A failed warm-up is worse than none: it is not handed off unasked."""
         record = self.done[row.trunk_of].record if row.trunk_of else None
         if record is None or record.verdict != "not learned" or config.handoff.allow_failed:
             return

@@ -61,8 +61,8 @@ class NaFlexTokens(nn.Module):
 class Unfold(nn.Module):
     """One vector per token out of a coarser map: each cell speaks for factor x factor tokens.
 
-    Hierarchical models end on a coarse map. The published wrappers upsample it bilinearly
-    (paper.md b), which leaves the tokens of a cell almost one vector; a linear map per cell and
+    Hierarchical models end on a coarse map. The published wrappers upsample it bilinearly,
+    which leaves the tokens of a cell almost one vector; a linear map per cell and
     pixel shuffle (as SimMIM's head for Swin, Xie 2022) lets the cell answer for each of them.
     It is trained in the warm-up and thrown away with the head.
     """

@@ -2,7 +2,7 @@
 
 Token and position vectors are tiny (norm 0.02 in the published recipe), so the first LayerNorm's
 epsilon is felt: with e = 1e-6 it damps its input by sqrt(v / (v + e)), v = 2 * 0.02^2 / D, that is
-to 0.90 at width 192 and 0.71 at width 768 (paper.md b). The policy keeps that damping:
+to 0.90 at width 192 and 0.71 at width 768. The policy keeps that damping:
 scale = 0.02 * sqrt(e / 1e-6). Above width 768, where nothing is published, scale also grows with
 sqrt(D / 768): never more damping than ViT-B's. Where no norm stands before the first attention
 (post-norm blocks), vectors have unit variance per channel, which is what a norm would give.
@@ -29,7 +29,7 @@ def published_scale(eps: float, width: int) -> float:
     Args:
         eps: epsilon of the first norm that the tokens meet.
         width: D of the model.
-    Source: paper.md b for 0.02 at 1e-6; epsilon and widths above 768 are our choice (see above).
+    Source: the authors' code for 0.02 at 1e-6; epsilon and widths above 768 are our choice.
     """
     wide = math.sqrt(max(width, WIDEST_PUBLISHED) / WIDEST_PUBLISHED)
     return PUBLISHED_SCALE * math.sqrt(eps / PUBLISHED_EPS) * wide
