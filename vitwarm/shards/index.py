@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from vitwarm.errors import ShardError
+from vitwarm.shards.bars import make_bar
 from vitwarm.shards.indexfile import (
     Fingerprint,
     IndexFile,
@@ -247,16 +246,15 @@ def _scan(
     parts = list(known)
     if len(todo) > 16:
         log.info("reading the headers of %d shards in %s", len(todo), paths[0].parent)
-    bar = tqdm(
-        total=len(todo), desc="index", unit="shard", delay=3, disable=not sys.stderr.isatty()
-    )
-    with bar, ThreadPoolExecutor(min(_THREADS, max(1, len(todo)))) as pool:
+    bar = make_bar("index", total=len(todo), unit="shard")
+    with ThreadPoolExecutor(min(_THREADS, max(1, len(todo)))) as pool:
         jobs = [pool.submit(read_shard, paths[k], label_key=label_key) for k in todo]
         try:
             for k, job in zip(todo, jobs, strict=True):
                 parts[k] = job.result()
                 bar.update()
         finally:
+            bar.close()
             for job in jobs:
                 job.cancel()
     whole = [part for part in parts if part is not None]

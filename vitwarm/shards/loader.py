@@ -22,6 +22,7 @@ from vitwarm.shards.index import ShardIndex
 from vitwarm.shards.order import Order
 from vitwarm.shards.reader import ImageReader
 from vitwarm.shards.workers import (
+    Failure,
     count_workers,
     empty_images,
     make_data_loader,
@@ -68,10 +69,10 @@ class Shipped(NamedTuple):
     n_unreadable: int
 
 
-def unpack(shipped: Shipped | VitwarmError) -> ImageBatch:
+def unpack(shipped: Shipped | Failure) -> ImageBatch:
     """Returns a batch as the training sees it. Raises: what went wrong in the worker."""
-    if isinstance(shipped, VitwarmError):
-        raise shipped
+    if isinstance(shipped, Failure):
+        raise shipped.kind(shipped.text)
     numbers = (shipped.labels, shipped.rows, shipped.positions, shipped.epochs)
     labels, rows, positions, epochs = map(torch.from_numpy, numbers)
     unreadable = torch.tensor(shipped.n_unreadable)
@@ -97,7 +98,7 @@ class ImageLoader(EvalLoader, Protocol):
         ...
 
 
-class _Batches(Dataset[Shipped | VitwarmError]):
+class _Batches(Dataset[Shipped | Failure]):
     """Makes the pixels of one micro-batch."""
 
     def __init__(
@@ -108,12 +109,12 @@ class _Batches(Dataset[Shipped | VitwarmError]):
         self.crop = crop
         self.seed = seed
 
-    def __getitem__(self, item: Item) -> Shipped | VitwarmError:
+    def __getitem__(self, item: Item) -> Shipped | Failure:
         try:
             with quiet():
                 return self._make(item)
         except VitwarmError as error:  # raised in a worker it would arrive as a traceback
-            return error
+            return Failure.of(error)
 
     def _make(self, item: Item) -> Shipped:
         self.reader.announce(item.rows)

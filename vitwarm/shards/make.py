@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from vitwarm.errors import ShardError, nearest
 from vitwarm.seeding import hash_bits, mix_u64
+from vitwarm.shards.bars import make_bar
 from vitwarm.shards.fraction import fraction_order
 from vitwarm.shards.shardrows import IMAGE_ENDINGS, hash_key
 from vitwarm.shards.writer import Sample, write_info, write_shards
@@ -167,15 +166,17 @@ def _samples(
     turn: np.ndarray,
     split: str,
 ) -> Iterator[Sample]:
-    quiet = not sys.stderr.isatty()
-    for k in tqdm(turn.tolist(), desc=split, unit="image", delay=3, disable=quiet):
+    bar = make_bar(split, total=len(turn), unit="image")
+    for k in turn.tolist():
         image = images[k]
         ending = _ending(image.name)
         try:
             data = image.read()
         except OSError as error:
             raise ShardError(f"{image.path} cannot be read: {error.strerror}.") from error
+        bar.update()
         yield Sample(keys[k], _WRITTEN_AS.get(ending, ending), data, label_of[image.class_name])
+    bar.close()
 
 
 def _find_parts(source: Path, val: Path | None) -> tuple[Path, Path | None]:

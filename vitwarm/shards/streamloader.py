@@ -29,7 +29,7 @@ from vitwarm.shards.shardrows import (
 )
 from vitwarm.shards.stream import WARNING, StreamIndex
 from vitwarm.shards.tarscan import MAX_CONTENT_BYTES
-from vitwarm.shards.workers import empty_images, make_data_loader, start_workers
+from vitwarm.shards.workers import Failure, empty_images, make_data_loader, start_workers
 
 log = logging.getLogger("vitwarm")
 
@@ -84,7 +84,7 @@ class _Stream(IterableDataset[Any]):
         try:
             yield from self._batches(iter(wds.DataPipeline(*stages)))
         except VitwarmError as error:
-            yield error
+            yield Failure.of(error)
 
     def _shards(self, worker: int) -> Iterator[dict[str, Any]]:
         """Every `all workers`-th shard of the sequence, from where the first image lies."""
@@ -292,8 +292,8 @@ def _stream_loader(
 def _unpack(shipped: Any, first: int) -> Any:
     from vitwarm.shards.loader import ImageBatch
 
-    if isinstance(shipped, VitwarmError):
-        raise shipped
+    if isinstance(shipped, Failure):
+        raise shipped.kind(shipped.text)
     images, labels, keys, epochs, bad = shipped
     return ImageBatch(
         images=images,

@@ -15,11 +15,11 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitwarm.errors import ShardError
+from vitwarm.shards.bars import Bar, make_bar
 
 if TYPE_CHECKING:
     from vitwarm.shards.fraction import Subset
@@ -214,18 +214,14 @@ def materialise(index: ShardIndex, subset: Subset, out: Path, *, split: str = "t
 
 
 class _Bars:
-    """A progress bar per kind of work, on a terminal, if it takes more than some seconds."""
+    """A progress bar per kind of work."""
 
     def __init__(self) -> None:
-        self.bars: dict[str, Any] = {}
+        self.bars: dict[str, tuple[Bar, int]] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        if what not in self.bars:
-            quiet = not sys.stderr.isatty()
-            self.bars[what] = tqdm(desc=what, total=total, delay=3, disable=quiet, leave=False)
-        bar = self.bars[what]
-        bar.update(done - bar.n)
+        bar, before = self.bars.get(what) or (make_bar(what, total=total, unit=""), 0)
+        bar.update(done - before)
+        self.bars[what] = bar, done
         if done >= total:
             bar.close()

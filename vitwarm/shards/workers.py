@@ -7,13 +7,14 @@ import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from vitwarm.errors import ShardError
+from vitwarm.errors import ShardError, VitwarmError
 
 _SHM = Path("/dev/shm")
 
@@ -125,10 +126,35 @@ def _prefetch(workers: int, batch_bytes: int) -> int:
 
 
 def _start_worker(worker: int) -> None:
-    """The main process decides when to stop: a signal to the whole job must not end its workers."""
+    """The main process decides when to stop: a signal to the whole job must not end its workers.
+
+    Only the first SIGTERM is passed over. The main process sends one too, at its very end, to
+    workers that did not hear of it, and would wait for them for ever.
+    """
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _pass_over_once)
+
+
+def _pass_over_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
+class Failure(NamedTuple):
+    """What went wrong in a worker, as it crosses to the main process.
+
+    Not the exception itself: a frame that holds it and raises it is a cycle with its traceback, and
+    a loader that goes away in a cycle cannot say goodbye to its workers.
+    """
+
+    kind: type[VitwarmError]
+    text: str
+
+    @classmethod
+    def of(cls, error: VitwarmError) -> Failure:
+        """Packs an exception."""
+        return cls(type(error), str(error))
 
 
 def _as_it_is(item: Any) -> Any:
