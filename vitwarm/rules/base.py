@@ -20,6 +20,9 @@ Bools = NDArray[np.bool_]
 #: The ids of a rule and the mask id above them are int16.
 MOST_IDS = 2**15 - 1
 
+#: Parts that each thread's share of the rows is cut into.
+_SPANS_PER_THREAD = 4
+
 
 class Ceiling(NamedTuple):
     """The best accuracy on hidden tokens that any predictor can reach, as a share."""
@@ -177,12 +180,14 @@ class Rule(ABC):
             out = np.empty((n_sequences, n_tokens), dtype=np.int16)
         _check_out(out, (n_sequences, n_tokens))
         rows_B = np.arange(start, start + n_sequences, dtype=np.uint64)
-        cuts = np.linspace(0, n_sequences, max(1, min(n_threads, n_sequences)) + 1).astype(int)
-        spans = [slice(a, b) for a, b in itertools.pairwise(cuts)]
-        if len(spans) == 1:
+        if n_threads <= 1 or n_sequences <= 1:
             self.fill(out, seed, rows_B)
             return out
-        with ThreadPoolExecutor(len(spans)) as pool:
+        # More spans than threads: a thread whose core is busy elsewhere takes fewer of them.
+        n_spans = min(n_sequences, n_threads * _SPANS_PER_THREAD)
+        cuts = np.linspace(0, n_sequences, n_spans + 1).astype(int)
+        spans = [slice(a, b) for a, b in itertools.pairwise(cuts)]
+        with ThreadPoolExecutor(n_threads) as pool:
             list(pool.map(lambda span: self.fill(out[span], seed, rows_B[span]), spans))
         return out
 
