@@ -28,6 +28,9 @@ from vitwarm.errors import ConfigError
 from vitwarm.seeding import seed_of
 from vitwarm.trunk import blocks_of
 
+#: Up to this length unfused attention is the faster one on a CPU in bf16.
+_UNFUSED_TOKENS = 512
+
 
 @dataclass(frozen=True)
 class World:
@@ -238,6 +241,21 @@ class SteppedModule(LightningModule):
             step = int(self._bad_step.item())
             if step >= 0:
                 raise_non_finite(step, self.describe_batch(step))
+
+
+def choose_attention(model: nn.Module, *, device: torch.device, bf16: bool, n_tokens: int) -> None:
+    """Takes timm's own unfused attention where the fused kernel is the slower one.
+
+    That is in bf16 on a CPU without AMX: there torch 2.15's fused kernel, forward and backward,
+    needs 2 to 6 times as long at 65 to 197 tokens and as long at 1,370, where the scores would also
+    fill the memory (measured on an AMD Zen 4). Unfused scores are rounded to bf16.
+    """
+    amx = torch.cpu._is_amx_tile_supported()
+    if device.type != "cpu" or not bf16 or amx or n_tokens > _UNFUSED_TOKENS:
+        return
+    for part in model.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = False
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -25,6 +25,7 @@ from vitwarm.errors import VitwarmError
 from vitwarm.loop import (
     SteppedModule,
     World,
+    choose_attention,
     choose_device,
     compile_blocks,
     make_trainer,
@@ -123,6 +124,12 @@ def _time_step(plan: WarmupPlan, tokens: TokenModel) -> float:
 def make_module(plan: WarmupPlan, tokens: TokenModel) -> WarmupModule:
     """Wires a plan's numbers into the module that Lightning trains."""
     warm = plan.config.warmup
+    choose_attention(
+        tokens.model,
+        device=choose_device(plan.config.run),
+        bf16=warm.precision == "bf16",
+        n_tokens=plan.n_tokens,
+    )
     return WarmupModule(
         tokens,
         n_ids=plan.rule.n_ids,
