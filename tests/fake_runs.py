@@ -91,6 +91,13 @@ def write_warmup(
         "hidden_accuracy_percent": accuracy, "chance_percent": 12.5, "hidden_loss": 0.2,
         "verdict": verdict, "wall_seconds": 21.0,
         "saturated_at_step": 120 if verdict == "saturated early" else None,
+        "order_blind_percent": 31.0,
+        "hidden_accuracy_by": {
+            "match_distance": {
+                "1": {"n": 900, "accuracy_percent": 99.0},
+                "2-3": {"n": 100, "accuracy_percent": 71.5},
+            },
+        },
     }  # fmt: skip
     folder = write_run(root, f"warm-{arm}-{seed}", record, config='{"warmup": {}, "seed": 0}')
     lines = [

@@ -30,6 +30,7 @@ from vitwarm.errors import (
     Stopped,
     TrainingFailed,
 )
+from vitwarm.loop import evaluation_steps
 from vitwarm.records import Record, read_metrics, read_records
 from vitwarm.shards import decode_all
 from vitwarm.training import (
@@ -41,7 +42,6 @@ from vitwarm.training import (
     training_folder,
 )
 from vitwarm.training.data import Pictures
-from vitwarm.training.evaluate import evaluation_steps
 from vitwarm.training.losses import evaluation_sums, image_loss
 from vitwarm.training.module import ImageModule, freeze
 from vitwarm.trunk import save_trunk, trunk_names
@@ -336,7 +336,10 @@ def test_arms_are_paired_and_a_trunk_counts_by_its_content(shards: Path, tmp_pat
 
 
 def test_a_trunk_that_learned_nothing_is_refused(shards: Path, tmp_path: Path) -> None:
-    facts = {"hidden_accuracy_percent": "1.6", "chance_percent": "1.5"}
+    facts = {
+        "hidden_accuracy_percent": "1.6", "chance_percent": "1.5", "order_blind_percent": "6.1",
+        "verdict": "not learned",
+    }  # fmt: skip
     path = write_trunk(tmp_path / "bad.safetensors", tiny(shards, tmp_path), **facts)
     with pytest.raises(HandoffError, match=r"learned nothing .*1\.6 %.*allow_failed=true"):
         plan_training(tiny(shards, tmp_path, f"handoff.trunk={path}"))

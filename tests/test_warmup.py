@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from vitwarm.config import WarmupRun, load_config
 from vitwarm.errors import ConfigError, Stopped, TrainingFailed
-from vitwarm.loop import World, cosine_lr, cut_batch
+from vitwarm.loop import World, choose_attention, cosine_lr, cut_batch
 from vitwarm.records import read_metrics, read_records
 from vitwarm.rules import make_rule
 from vitwarm.seeding import seed_of
@@ -30,6 +31,7 @@ from vitwarm.warmup import (
     run_warmup,
     warmup_folder,
 )
+from vitwarm.warmup.probe import find_order_blind
 
 TINY = [
     "warmup.model=vit_tiny_patch16_224",
@@ -89,7 +91,8 @@ def test_a_run_leaves_trunk_record_and_metrics_and_is_not_run_again(tmp_path: Pa
     assert trunk.sha256 == record.trunk_sha256
     assert trunk.metadata["status"] == "finished"
     assert json.loads(trunk.metadata["rule"])["params"]["n_kinds"] == 8
-    assert [line["step"] for line in read_metrics(folder)] == [4, 8, 12]
+    lines = [line for line in read_metrics(folder) if line["kind"] == "train"]
+    assert [line["step"] for line in lines] == [4, 8, 12]
     before = (folder / "record.json").stat().st_mtime_ns
     assert run_warmup(config) == record
     assert (folder / "record.json").stat().st_mtime_ns == before
@@ -129,8 +132,10 @@ def test_accumulation_does_not_change_the_loss(tmp_path: Path) -> None:
     whole, parts = tiny(tmp_path / "a"), tiny(tmp_path / "b", "warmup.micro_batch_size=2")
     run_warmup(whole)
     run_warmup(parts)
-    a = [line["loss"] for line in read_metrics(warmup_folder(whole))]
-    b = [line["loss"] for line in read_metrics(warmup_folder(parts))]
+    a, b = (
+        [line["loss"] for line in read_metrics(warmup_folder(run)) if line["kind"] == "train"]
+        for run in (whole, parts)
+    )
     assert a == pytest.approx(b, rel=1e-5)
 
 
@@ -275,6 +280,58 @@ def test_verdicts() -> None:
     assert said(40.0, 1.6, None) == "learned"
     assert said(99.9, 1.6, 30) == "saturated early"
     assert said(99.9, 1.6, 60) == "learned"
+    told = {"saturated_at": None, "n_steps": 100, "order_blind_percent": 41.0}
+    assert judge(accuracy_percent=41.5, chance_percent=12.5, **told) == "not learned"
+    assert judge(accuracy_percent=60.0, chance_percent=12.5, **told) == "learned"
+
+
+def test_a_control_that_learned_all_it_can_has_not_learned(tmp_path: Path) -> None:
+    """What order does not tell is no success: the same rule, the same model, two verdicts."""
+    order_blind = {}
+    for rule in ("dyck", "shuffled:dyck"):
+        plan = plan_warmup(tiny(tmp_path, f"rule.name={rule}"), n_tokens=16)
+        order_blind[rule] = find_order_blind(plan)
+        assert order_blind[rule] is not None
+    assert 35 < order_blind["dyck"] < 45  # type: ignore[operator]
+    assert order_blind["dyck"] == pytest.approx(order_blind["shuffled:dyck"], abs=4)
+    words = [word for word in TINY if not word.startswith("rule.params")]
+    words += ["rule.name=mixture", "rule.params={of: [dyck, copy]}"]
+    blend = load_config(WarmupRun, None, words)
+    assert 0 < (find_order_blind(plan_warmup(blend, n_tokens=16)) or 0) < 60
+
+
+def test_looks_on_the_way_and_the_record_tell_what_was_hard(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "warmup.evaluations=3")
+    record = run_warmup(config)
+    looks = [x for x in read_metrics(warmup_folder(config)) if x["kind"] == "eval"]
+    assert [look["step"] for look in looks] == [4, 8, 12]
+    assert [len(look["block_norms"]) for look in looks] == [2, 2, 2]
+    assert looks[0]["block_norms"] != looks[2]["block_norms"]
+    assert looks[2]["block_norms"] == pytest.approx(record.extra["block_norms"], abs=1e-3)
+    for found in (looks[2], {"hidden_accuracy_by": record.hidden_accuracy_by}):
+        by = found["hidden_accuracy_by"]
+        assert set(by) == {"match_distance", "depth"}
+        counts = [sum(part["n"] for part in bins.values()) for bins in by.values()]
+        assert counts[0] == counts[1] > 0
+    bins = record.hidden_accuracy_by["depth"].values()
+    mean = sum(b["n"] * b["accuracy_percent"] for b in bins) / sum(b["n"] for b in bins)
+    assert mean == pytest.approx(record.hidden_accuracy_percent, abs=0.01)
+    quiet = tiny(tmp_path / "other", "warmup.evaluations=1")  # a look changes no weight
+    run_warmup(quiet)
+    assert same(weights(config), weights(quiet))
+
+
+def test_attention_is_unfused_where_that_is_faster_and_says_the_same() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", embed_dim=32, depth=2, num_heads=2)
+    x_BTD = torch.randn(2, 65, 32, generator=torch.Generator().manual_seed(0))
+    cpu, fused = torch.device("cpu"), model.blocks[0].attn.fused_attn
+    before = model.blocks(x_BTD)
+    for long in ({"bf16": False, "n_tokens": 65}, {"bf16": True, "n_tokens": 4096}):
+        choose_attention(model, device=cpu, **long)  # type: ignore[arg-type]
+        assert model.blocks[0].attn.fused_attn == fused
+    choose_attention(model, device=cpu, bf16=True, n_tokens=65)
+    assert model.blocks[0].attn.fused_attn == torch.cpu._is_amx_tile_supported() * fused
+    assert torch.allclose(model.blocks(x_BTD), before, atol=1e-5)
 
 
 def test_until_saturated_ends_at_the_second_solved_line(tmp_path: Path) -> None:

@@ -121,11 +121,20 @@ class WarmupConfig:
     """Minutes between two checkpoints."""
     eval_sequences: int = 2048
     """Held-out sequences on which the final accuracy is measured."""
+    evaluations: int = _free(10)
+    """Looks at 256 held-out sequences and at the weights on the way, evenly spaced."""
 
     def __post_init__(self) -> None:
         _positive(self, "warmup", "batch_size", "micro_batch_size", "n_tokens", "ramp_steps")
         _positive(
-            self, "warmup", "lr", "clip_grad", "eval_sequences", "token_scale", "position_scale"
+            self,
+            "warmup",
+            "lr",
+            "clip_grad",
+            "eval_sequences",
+            "evaluations",
+            "token_scale",
+            "position_scale",
         )
         _share(self, "warmup", "hide_share")
         _names(self, "warmup", "model_kwargs")

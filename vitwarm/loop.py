@@ -116,6 +116,11 @@ def cosine_lr(
     return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
+def evaluation_steps(n_steps: int, evaluations: int) -> set[int]:
+    """Returns the steps after which to evaluate: evenly spaced, the last one at the end."""
+    return {max(1, round(k * n_steps / evaluations)) for k in range(1, evaluations + 1)}
+
+
 class SteppedModule(LightningModule):
     """A LightningModule counted in optimiser steps over all resumptions.
 
@@ -255,7 +260,7 @@ def choose_attention(model: nn.Module, *, device: torch.device, bf16: bool, n_to
         return
     for part in model.modules():
         if hasattr(part, "fused_attn"):
-            part.fused_attn = False
+            part.fused_attn = False  # type: ignore[assignment]
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -89,8 +89,12 @@ class Record:
     """Accuracy on hidden tokens of held-out sequences."""
     chance_percent: float | None = None
     """Accuracy of always answering the most frequent hidden id."""
+    order_blind_percent: float | None = None
+    """Accuracy that can be reached without the order of the tokens: the shuffled control's."""
     hidden_loss: float | None = None
     """In nats per hidden token."""
+    hidden_accuracy_by: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """By `match_distance` and `depth`, in octaves: `n` hidden tokens and `accuracy_percent`."""
     saturated_at_step: int | None = None
     """First step from which the hidden tokens were solved (99 %), if they were."""
     verdict: Literal["learned", "not learned", "saturated early"] | None = None
@@ -183,7 +187,7 @@ class RunFolder:
         plain = _read_json(self.path / "record.json")
         return to_record(plain) if plain else None
 
-    def append_metrics(self, *, kind: str, step: int, **values: float | int | str | None) -> None:
+    def append_metrics(self, *, kind: str, step: int, **values: Any) -> None:
         """Appends one line to metrics.jsonl; numbers that are not finite are written as null."""
         clean = {k: None if _is_bad(v) else v for k, v in values.items()}
         line = json.dumps({"kind": kind, "step": step, **clean})

@@ -12,9 +12,12 @@ Verdict = Literal["learned", "not learned", "saturated early"]
 #: From this accuracy on hidden tokens on, the rule counts as solved.
 SATURATED_PERCENT = 99.0
 
-#: Share of the gap between chance and 100 % that has to be closed to count as learned. Ours: far
-#: above what noise closes on 2,048 held-out sequences, far below any warm-up worth a hand-off.
+#: Share of the gap to 100 % that has to be closed to count as learned. Ours: far above what noise
+#: closes on 2,048 held-out sequences, far below any warm-up worth a hand-off.
 LEARNED_SHARE = 0.05
+
+#: What the groups of `Record.hidden_accuracy_by` are called in a terminal.
+GROUP_LABELS = {"match_distance": "distance", "depth": "depth", "equal_id_distance": "same id"}
 
 
 def find_saturation(run: RunFolder) -> int | None:
@@ -32,18 +35,28 @@ def find_saturation(run: RunFolder) -> int | None:
 
 
 def judge(
-    *, accuracy_percent: float, chance_percent: float, saturated_at: int | None, n_steps: int
+    *,
+    accuracy_percent: float,
+    chance_percent: float,
+    order_blind_percent: float | None = None,
+    saturated_at: int | None,
+    n_steps: int,
 ) -> Verdict:
     """Says what a warm-up was worth.
 
     Args:
         accuracy_percent, chance_percent: on hidden tokens of held-out sequences.
+        order_blind_percent: what can be reached there without the order of the tokens, which is
+            the ceiling of the rule's shuffled control; None: not known.
         saturated_at: as `find_saturation` returns it.
-    Returns: `not learned` if less than a twentieth of the gap between chance and 100 % was closed;
-        `saturated early` if the rule was solved in the first half of the steps (easy tasks
-        transfer worst, and weight decay erodes what was learned); else `learned`.
+    Returns: `not learned` if less than a twentieth of the gap between chance, or what the tokens
+        tell without their order, and 100 % was closed: so a shuffled control that learned all it
+        can has not learned either; `saturated early` if the rule was solved in the first half of
+        the steps (easy tasks transfer worst, and weight decay erodes what was learned); else
+        `learned`.
     """
-    if accuracy_percent < chance_percent + LEARNED_SHARE * (100 - chance_percent):
+    floor = max(chance_percent, order_blind_percent or 0.0)
+    if accuracy_percent < floor + LEARNED_SHARE * (100 - floor):
         return "not learned"
     if saturated_at is not None and saturated_at < n_steps / 2:
         return "saturated early"
@@ -56,13 +69,20 @@ def describe(record: Record) -> str:
     text = (
         f"finished  {record.steps or 0:,} steps in {format_seconds(record.wall_seconds or 0)}\n"
         f"learned   {accuracy:.1f} % of the hidden tokens of held-out sequences right "
-        f"(chance {chance:.1f} %), loss {record.hidden_loss or 0:.3f} nats\n"
-        f"data      waited {record.data_wait_percent or 0:.2f} % of the time for sequences"
+        f"(chance {chance:.1f} %, without the order {record.order_blind_percent or 0:.1f} %), "
+        f"loss {record.hidden_loss or 0:.3f} nats\n"
     )
+    for group, bins in record.hidden_accuracy_by.items():
+        right = ", ".join(
+            f"{name}: {found['accuracy_percent']:.0f}" for name, found in bins.items()
+        )
+        text += f"{GROUP_LABELS.get(group, group):<9} {right} (% right)\n"
+    text += f"data      waited {record.data_wait_percent or 0:.2f} % of the time for sequences"
     if record.verdict == "not learned":
         text += (
-            "\nWARNING   nothing was learned, and a failed warm-up is worse than none. Train "
-            "longer, or lower warmup.lr, before handing this trunk over."
+            "\nWARNING   nothing was learned that the tokens do not tell without their order: "
+            "right for\n          a control; otherwise a failed warm-up is worse than none. Train "
+            "longer, or lower\n          warmup.lr, before handing this trunk over."
         )
     elif record.verdict == "saturated early":
         text += (

@@ -98,6 +98,7 @@ class WarmupLine:
     steps: int | None
     hidden_accuracy_percent: float | None
     chance_percent: float | None
+    order_blind_percent: float | None
     hidden_loss: float | None
     saturated_at_step: int | None
     verdict: str | None
@@ -106,6 +107,10 @@ class WarmupLine:
     curve_steps: list[int]
     curve_percent: list[float]
     """Accuracy on hidden tokens of the training batches."""
+    hidden_accuracy_by: dict[str, dict[str, dict[str, float]]]
+    """As a record has it, at the end."""
+    probes: list[dict[str, Any]]
+    """The looks on the way: step, accuracy on held-out sequences, norms of the blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)

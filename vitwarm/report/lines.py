@@ -43,7 +43,8 @@ def describe_warmups(section: Section) -> list[WarmupLine]:
         facts = {
             name: getattr(record, name, None)
             for name in (
-                "steps", "hidden_accuracy_percent", "chance_percent", "hidden_loss",
+                "steps", "hidden_accuracy_percent", "chance_percent",
+                "order_blind_percent", "hidden_loss",
                 "saturated_at_step", "verdict", "wall_seconds",
             )
         }  # fmt: skip
@@ -53,6 +54,8 @@ def describe_warmups(section: Section) -> list[WarmupLine]:
                 reason=warmup.reason, samples=record.warmup_samples if record else None,
                 folder=warmup.folder.name if warmup.folder else "",
                 curve_steps=[step for step, _ in curve], curve_percent=[y for _, y in curve],
+                hidden_accuracy_by=record.hidden_accuracy_by if record else {},
+                probes=[line for line in lines if line.get("kind") == "eval"],
                 **facts,
             )
         )  # fmt: skip

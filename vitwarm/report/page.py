@@ -16,12 +16,20 @@ from vitwarm.report.facts import Analysis, RunLine
 from vitwarm.report.page_tables import (
     accuracy_table,
     difference_table,
+    difficulty_table,
     run_table,
     saving_table,
     warmup_table,
 )
 from vitwarm.report.svg import swatch
 from vitwarm.report.words import arm_note, count, headlines, method_notes, seeds_at
+
+#: Groups of `hidden_accuracy_by` and what they count.
+_DIFFICULTIES = {
+    "match_distance": "tokens back to the bracket that the hidden one closes",
+    "depth": "brackets open before the hidden one closes",
+    "equal_id_distance": "tokens to the nearest visible one with the same id",
+}
 
 
 def make_page(analyses: Sequence[Analysis], title: str = "Data-efficiency report") -> str:
@@ -109,7 +117,12 @@ def _problems(analysis: Analysis) -> str:
             f"({words}). Means are over the seeds that finished; the table of runs names the "
             "others.</li>"
         )
-    bad = [line for line in analysis.warmups if line.verdict == "not learned"]
+    controls = ("shuffled", "random")  # learning nothing is what they are for
+    bad = [
+        line
+        for line in analysis.warmups
+        if line.verdict == "not learned" and not line.rule.startswith(controls)
+    ]
     if bad:
         arms = sorted({arm for line in bad for arm in line.arms})
         items.append(
@@ -214,7 +227,8 @@ def _warmups(analysis: Analysis) -> str:
             "training sequences; dotted: always answering the most frequent hidden id."
             "</figcaption></figure></div>"
         )
-    return "<h3>Warm-ups</h3>" + drawn + warmup_table(analysis)
+    hard = "".join(difficulty_table(analysis, group, what) for group, what in _DIFFICULTIES.items())
+    return "<h3>Warm-ups</h3>" + drawn + warmup_table(analysis) + hard
 
 
 def _runs(analysis: Analysis) -> str:

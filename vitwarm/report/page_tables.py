@@ -162,6 +162,7 @@ def warmup_table(analysis: Analysis) -> str:
                 text(count(line.samples)),
                 text(percent(line.hidden_accuracy_percent)),
                 text(percent(line.chance_percent)),
+                text(percent(line.order_blind_percent)),
                 text("–" if line.hidden_loss is None else f"{line.hidden_loss:.3f}"),
                 text(verdict + why, f"left {_VERDICT_CSS.get(verdict, 'bad')}"),
                 text(count(line.saturated_at_step)),
@@ -170,11 +171,38 @@ def warmup_table(analysis: Analysis) -> str:
             ]
         )
     heads = [
-        "arms", "rule", "seed", "sequences", "hidden tokens right", "chance", "loss, nats",
-        "verdict", "solved at step", "time", "run",
+        "arms", "rule", "seed", "sequences", "hidden tokens right", "chance", "without order",
+        "loss, nats", "verdict", "solved at step", "time", "run",
     ]  # fmt: skip
-    caption = "Accuracy on hidden tokens of held-out sequences, %."
+    caption = (
+        "Accuracy on hidden tokens of held-out sequences, %. Chance: always the most frequent id; "
+        "without order: what no predictor exceeds that is blind to the order of the tokens."
+    )
     return table(caption, heads, rows, sortable=True)
+
+
+def difficulty_table(analysis: Analysis, group: str, what: str) -> str:
+    """Returns the warm-ups' accuracy on hidden tokens by how far, or how deep, their match is.
+
+    Args:
+        group: a key of `hidden_accuracy_by`.
+        what: what its octaves count, for the caption.
+    Returns: nothing where no warm-up has the group.
+    """
+    lines = [line for line in analysis.warmups if line.hidden_accuracy_by.get(group)]
+    bins = {name for line in lines for name in line.hidden_accuracy_by[group]}
+    heads = sorted(bins, key=lambda name: int(name.split("-")[0]) if name != "none" else 0)
+    rows = []
+    for line in lines:
+        found = line.hidden_accuracy_by[group]
+        cells = [
+            text(percent(found[name]["accuracy_percent"]) if name in found else "–")
+            for name in heads
+        ]
+        rows.append([text(", ".join(line.arms) or line.rule, "left"), text(line.seed), *cells])
+    if not rows:
+        return ""
+    return table(f"Hidden tokens right, %, by {what}.", ["arms", "seed", *heads], rows)
 
 
 def run_table(analysis: Analysis) -> str:

@@ -52,7 +52,8 @@ def write_csvs(analyses: list[Analysis], folder: Path) -> list[Path]:
         tables["equal_accuracy"] += [where | row for row in _saving_rows(analysis)]
         for line in analysis.warmups:
             facts = dataclasses.asdict(line)
-            del facts["curve_steps"], facts["curve_percent"]
+            for nested in ("curve_steps", "curve_percent", "hidden_accuracy_by", "probes"):
+                del facts[nested]
             tables["warmups"].append(where | facts | {"arms": " ".join(line.arms)})
         for curve in analysis.convergence:
             for step, seen, top1 in zip(curve.steps, curve.images_seen, curve.top1, strict=True):

@@ -162,20 +162,50 @@ def _match(
                 last[kind] = before[last[kind]]
 
 
+def hidden_groups(rule: Rule, ids: Ids, hidden: Bools) -> dict[str, NDArray[np.int64]]:
+    """Returns what may make a hidden token hard: its match's distance and depth, or a likeness.
+
+    Args:
+        ids, hidden: [B, T].
+    Returns: for brackets `match_distance` (tokens back to the bracket that it closes) and `depth`
+        (brackets open before it closes one); for every other rule, where there is no such partner,
+        `equal_id_distance` (tokens to the nearest visible one with the same id). Each int64 [K] in
+        the order of `ids[hidden]`; 0: there is none.
+    """
+    if not isinstance(rule, BracketRule):
+        return {"equal_id_distance": equal_id_distances(ids, hidden)}
+    closes = rule.maskable(ids)
+    depth = np.where(ids < rule.n_kinds, 1, -closes.astype(np.int64)).cumsum(axis=1)
+    return {"match_distance": match_distances(rule, ids)[hidden], "depth": depth[hidden] + 1}
+
+
+def equal_id_distances(ids: Ids, hidden: Bools) -> NDArray[np.int64]:
+    """Returns the tokens from each hidden one to the nearest visible one with its id: int64 [K].
+
+    Args:
+        ids, hidden: [B, T].
+    Returns: 0 where no visible token has the id.
+    """
+    found = [np.zeros(0, dtype=np.int64)]
+    for row, mask in zip(ids, hidden, strict=True):
+        places, wanted = np.flatnonzero(~mask), np.flatnonzero(mask)
+        far = np.abs(places[None, :] - wanted[:, None])
+        far[row[places][None, :] != row[wanted][:, None]] = len(row)
+        nearest = far.min(axis=1, initial=len(row))
+        found.append(np.where(nearest < len(row), nearest, 0))
+    return np.concatenate(found)
+
+
+def octave_name(octave: int) -> str:
+    """Names the distances in [2^octave, 2^(octave + 1)): `1`, `2-3`, `4-7`, ..."""
+    return "1" if octave == 0 else f"{2**octave}-{2 ** (octave + 1) - 1}"
+
+
 def _equal_id_distance(ids: Ids, hidden: Bools) -> dict[str, Any]:
     """Distance from a hidden token to the nearest visible one with its id, over all sequences."""
-    found: list[int] = []
-    alone = 0
-    for row, mask in zip(ids, hidden, strict=True):
-        places = np.flatnonzero(~mask)
-        for place in np.flatnonzero(mask):
-            same = places[row[places] == row[place]]
-            if len(same):
-                found.append(int(np.abs(same - place).min()))
-            else:
-                alone += 1
-    n_hidden = alone + len(found)
-    return {**_quantiles(np.array(found)), "none_share": alone / n_hidden if n_hidden else None}
+    found = equal_id_distances(ids, hidden)
+    none_share = float((found == 0).mean()) if len(found) else None
+    return {**_quantiles(found[found > 0]), "none_share": none_share}
 
 
 def _quantiles(values: NDArray[np.int64]) -> dict[str, Any]:
@@ -190,7 +220,7 @@ def _quantiles(values: NDArray[np.int64]) -> dict[str, Any]:
 def _octaves(distances: NDArray[np.int64]) -> dict[str, float]:
     """Returns the share of the distances in 1, 2-3, 4-7, 8-15, ..."""
     counts = np.bincount(np.log2(distances).astype(np.int64))
-    names = ["1"] + [f"{2**i}-{2 ** (i + 1) - 1}" for i in range(1, len(counts))]
+    names = map(octave_name, range(len(counts)))
     return dict(zip(names, (counts / len(distances)).tolist(), strict=True))
 
 

@@ -158,11 +158,12 @@ class Board:
         if record is None or record.verdict != "not learned" or config.handoff.allow_failed:
             return
         accuracy, chance = record.hidden_accuracy_percent or 0.0, record.chance_percent or 0.0
+        chance = max(chance, record.order_blind_percent or 0.0)
         label = row.arms[0].split(",")[0]
         raise _Refused(
-            f"its warm-up learned nothing ({accuracy:.1f} % of hidden tokens right, chance is "
-            f"{chance:.1f} %) and is not handed off. Warm up longer, or if the arm is a control, "
-            f"set arms.{label}.train.handoff.allow_failed to true"
+            f"its warm-up learned nothing ({accuracy:.1f} % of hidden tokens right, {chance:.1f} % "
+            "can be had without the order) and is not handed off. Warm up longer, or if the arm is "
+            f"a control, set arms.{label}.train.handoff.allow_failed to true"
         )
 
 

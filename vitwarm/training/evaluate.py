@@ -118,11 +118,6 @@ def evaluate_module(module: ImageModule, validation: Validation, **how: Any) -> 
     return {**ema[0], **{f"raw_{name}": value for name, value in raw.items()}}
 
 
-def evaluation_steps(n_steps: int, evaluations: int) -> set[int]:
-    """Returns the steps after which to evaluate: evenly spaced, the last one at the end."""
-    return {max(1, round(k * n_steps / evaluations)) for k in range(1, evaluations + 1)}
-
-
 class Evaluation(Callback):
     """Evaluates after certain steps and writes what it found to metrics.jsonl."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +16,11 @@ from vitwarm.config import HandoffConfig, TrainRun, config_hash
 from vitwarm.errors import ConfigError, HandoffError, ShardError
 from vitwarm.files import sha256_of
 from vitwarm.handoff import Audit, attach, start_from
-from vitwarm.loop import Cut, World, cut_batch, find_world
+from vitwarm.loop import Cut, World, cut_batch, evaluation_steps, find_world
 from vitwarm.shards import Order, ShardIndex, Subset, choose_fraction, choose_list
-from vitwarm.training.evaluate import evaluation_steps
 from vitwarm.training.module import check_optimizer
 from vitwarm.trunk import Trunk, build_shapes, check_name, load_trunk
 from vitwarm.units import to_steps
-from vitwarm.verdict import judge
 
 
 @dataclass(frozen=True)
@@ -221,19 +218,16 @@ def _check_trunk(trunk: Trunk | None, handoff: HandoffConfig) -> None:
     """Refuses a trunk that learned nothing; one that is merely unfinished gets a note."""
     if trunk is None or handoff.allow_failed:
         return
-    facts = trunk.metadata
-    accuracy, chance = facts.get("hidden_accuracy_percent"), facts.get("chance_percent")
-    if accuracy is None or chance is None:
+    facts = trunk.facts
+    if facts.get("verdict") != "not learned":
         return
-    verdict = judge(
-        accuracy_percent=float(accuracy), chance_percent=float(chance), saturated_at=None, n_steps=1
+    raise HandoffError(
+        f"handoff.trunk is {str(handoff.trunk)!r}, whose warm-up learned nothing "
+        f"({facts['hidden_accuracy_percent']:.1f} % of hidden tokens right, chance "
+        f"{facts['chance_percent']:.1f} %, without the order of the tokens "
+        f"{facts.get('order_blind_percent') or 0:.1f} %); that is worse than none. Warm up anew, "
+        "or set handoff.allow_failed=true."
     )
-    if verdict == "not learned":
-        raise HandoffError(
-            f"handoff.trunk is {str(handoff.trunk)!r}, whose warm-up learned nothing "
-            f"({float(accuracy):.1f} % of hidden tokens right, chance {float(chance):.1f} %); that "
-            "is worse than none. Warm up anew, or set handoff.allow_failed=true."
-        )
 
 
 def _without_start(config: TrainRun) -> TrainRun:
@@ -254,9 +248,6 @@ def _arm(config: TrainRun, trunk: Trunk | None) -> str:
         return Path(config.handoff.init).name
     if trunk is None:
         return "default"
-    rule = trunk.metadata.get("rule")
-    try:
-        name = json.loads(rule)["name"] if rule else None
-    except (ValueError, TypeError, KeyError):
-        name = None
+    rule = trunk.facts.get("rule")
+    name = rule.get("name") if isinstance(rule, dict) else None
     return str(name or trunk.metadata.get("source") or (trunk.path.stem if trunk.path else "trunk"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -320,7 +319,7 @@ def _warmup_facts(plan: TrainPlan) -> dict[str, Any]:
     """What a record says of the warm-up that made its trunk."""
     if plan.trunk is None:
         return {}
-    facts = {name: _plain(value) for name, value in plan.trunk.metadata.items()}
+    facts = plan.trunk.facts
     rule = facts.get("rule")
     return {
         "rule": rule if isinstance(rule, dict) else None,
@@ -329,15 +328,11 @@ def _warmup_facts(plan: TrainPlan) -> dict[str, Any]:
         "warmup_seed": facts.get("seed"),
         "hidden_accuracy_percent": facts.get("hidden_accuracy_percent"),
         "chance_percent": facts.get("chance_percent"),
+        "order_blind_percent": facts.get("order_blind_percent"),
         "hidden_loss": facts.get("hidden_loss"),
+        "saturated_at_step": facts.get("saturated_at_step"),
+        "verdict": facts.get("verdict"),
     }
-
-
-def _plain(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _describe_record(record: Record, run: RunFolder) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -38,6 +40,15 @@ class Trunk:
     def is_partial(self) -> bool:
         """Whether the file leaves out some of its model's trunk on purpose."""
         return self.metadata.get("partial") == "true"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The metadata with what was JSON read as such: numbers, `rule`, `verdict`, ..."""
+        facts: dict[str, Any] = dict(self.metadata)
+        for name, text in self.metadata.items():
+            with contextlib.suppress(ValueError):
+                facts[name] = json.loads(text)
+        return facts
 
 
 def save_trunk(

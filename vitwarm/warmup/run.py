@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
@@ -30,20 +29,19 @@ from vitwarm.loop import (
     compile_blocks,
     make_trainer,
 )
-from vitwarm.masking import IGNORE, make_batch
 from vitwarm.records import Record, RunFolder, code_version, open_run
 from vitwarm.rules import find_preset
-from vitwarm.seeding import seed_of
-from vitwarm.sequences import SequenceLoader, WarmupBatch, pack
+from vitwarm.sequences import SequenceLoader, WarmupBatch
 from vitwarm.trunk import (
     TokenModel,
     load_trunk,
     save_trunk,
 )
 from vitwarm.units import format_seconds
-from vitwarm.verdict import Verdict, describe, find_saturation, judge
-from vitwarm.warmup.module import WarmupModule, hidden_loss
+from vitwarm.verdict import describe, find_saturation, judge
+from vitwarm.warmup.module import WarmupModule
 from vitwarm.warmup.plan import WarmupPlan, make_loader, make_token_model, plan_warmup
+from vitwarm.warmup.probe import Probe, block_norms, evaluate, find_ceiling, find_order_blind
 from vitwarm.warmup.watch import Estimate, StopWhenSaturated
 
 
@@ -179,7 +177,7 @@ def _train(
         samples_per_step=warm.batch_size,
         unit="sequences",
     )
-    callbacks: list[Callback] = [metrics, Estimate(say), saver]
+    callbacks: list[Callback] = [metrics, Probe(plan, run), Estimate(say), saver]
     callbacks.append(
         StopRequest(saver, time_limit_minutes=config.run.time_limit_minutes, on_stop=leave_trunk)
     )
@@ -192,13 +190,13 @@ def _train(
         trainer.fit(module, loader)
         module.check_finite()
     if not plan.world.is_zero:
-        return _record(plan, run, module, {}, loader, "")
+        return _record(plan, module, {}, loader, "")
     saver.save(module) if trainer.optimizers else None
-    facts = evaluate(module, plan, device=choose_device(config.run))
+    facts = _judge(plan, run, module)
     metadata = _trunk_metadata(plan, tokens, steps=module.steps_done, status="finished", **facts)
     trunk = save_trunk(run.path / "trunk.safetensors", tokens, metadata)
     sha = load_trunk(trunk).sha256
-    record = _record(plan, run, module, facts, loader, sha)
+    record = _record(plan, module, facts, loader, sha)
     run.write_record(record)
     say(describe(record))
     say(f"trunk     {trunk}")
@@ -222,88 +220,31 @@ def _shall_compile(config: WarmupRun, checkpoint: Checkpoint | None) -> bool:
     return wanted == "on" or (wanted == "auto" and choose_device(config.run).type == "cuda")
 
 
-@torch.no_grad()
-def evaluate(module: WarmupModule, plan: WarmupPlan, *, device: torch.device) -> dict[str, Any]:
-    """Measures loss and accuracy on hidden tokens of sequences that no training step has seen.
-
-    Returns: `hidden_accuracy_percent`, `hidden_loss` in nats per hidden token, and
-        `chance_percent`: the accuracy of always answering the most frequent hidden id.
-    """
+def _judge(plan: WarmupPlan, run: RunFolder, module: WarmupModule) -> dict[str, Any]:
+    """What a finished warm-up reached and what that is worth, as fields of its record."""
     warm = plan.config.warmup
-    module.to(device).eval()
-    counts = np.zeros(plan.rule.n_ids, dtype=np.int64)
-    loss = correct = 0.0
-    size = min(plan.cut.micro_batch_size, warm.eval_sequences)
-    held_out = seed_of(plan.config.seed, "held-out")
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=warm.precision == "bf16"):
-        for start in range(0, warm.eval_sequences, size):
-            batch = make_batch(
-                plan.rule,
-                seed=held_out,
-                start=plan.rule.evaluation_start + start,  # a curriculum: its last stage
-                n_sequences=min(size, warm.eval_sequences - start),
-                n_tokens=plan.n_tokens,
-                hide_share=plan.hide_share,
-            )
-            targets = batch.target_ids[batch.target_ids != IGNORE].astype(np.int64)
-            counts += np.bincount(targets, minlength=plan.rule.n_ids)
-            packed = pack(
-                batch.input_ids, batch.target_ids, n_hidden=len(targets), places=len(targets)
-            )
-            inputs, hidden, wanted, _ = (tensor.to(device) for tensor in packed)
-            sums = hidden_loss(module(inputs, hidden), wanted)
-            loss += float(sums.loss)
-            correct += float(sums.correct)
-    n_hidden = max(int(counts.sum()), 1)
-    return {
-        "hidden_accuracy_percent": 100 * correct / n_hidden,
-        "hidden_loss": loss / n_hidden,
-        "chance_percent": 100 * float(counts.max()) / n_hidden,
-    }
-
-
-def find_ceiling(plan: WarmupPlan, *, n_sequences: int = 128) -> dict[str, Any]:
-    """Returns the best accuracy on hidden tokens that any model could reach, in percent.
-
-    Returns: `low_percent`, which some predictor reaches, `high_percent`, which none exceeds, and
-        the `method`.
-    """
-    batch = make_batch(
-        plan.rule,
-        seed=seed_of(plan.config.seed, "held-out"),
-        start=plan.rule.evaluation_start,
-        n_sequences=n_sequences,
-        n_tokens=plan.n_tokens,
-        hide_share=plan.hide_share,
+    device = choose_device(plan.config.run)
+    found = evaluate(module, plan, device=device, n_sequences=warm.eval_sequences)
+    found["order_blind_percent"] = find_order_blind(plan)
+    found["saturated_at_step"] = find_saturation(run)
+    found["verdict"] = judge(
+        accuracy_percent=found["hidden_accuracy_percent"],
+        chance_percent=found["chance_percent"],
+        order_blind_percent=found["order_blind_percent"],
+        saturated_at=found["saturated_at_step"],
+        n_steps=module.steps_done,
     )
-    visible = batch.input_ids[:, : plan.n_words]
-    targets = batch.target_ids[:, : plan.n_words]
-    found = plan.rule.ceiling(np.where(targets != IGNORE, targets, visible), visible)
-    return {
-        "low_percent": 100 * found.low,
-        "high_percent": 100 * found.high,
-        "method": found.method,
-    }
+    return found
 
 
 def _record(
     plan: WarmupPlan,
-    run: RunFolder,
     module: WarmupModule,
     facts: dict[str, Any],
     loader: WaitMeter,
     trunk_sha256: str,
 ) -> Record:
     config = plan.config
-    saturated = find_saturation(run) if facts else None
-    verdict: Verdict | None = None
-    if facts:
-        verdict = judge(
-            accuracy_percent=facts["hidden_accuracy_percent"],
-            chance_percent=facts["chance_percent"],
-            saturated_at=saturated,
-            n_steps=module.steps_done,
-        )
     loader.take()
     samples = module.steps_done * plan.cut.batch_size
     return Record(
@@ -321,13 +262,12 @@ def _record(
         warmup_samples=samples,
         warmup_tokens=samples * plan.n_tokens,
         warmup_seed=config.seed,
-        saturated_at_step=saturated,
-        verdict=verdict,
         extra={
             "sequences_per_second": samples / max(module.seconds, 1e-9),
             "hide_share": plan.hide_share or plan.rule.hide_share,
             "preset": find_preset(plan.rule),
             "ceiling": find_ceiling(plan) if facts else None,
+            "block_norms": block_norms(module.tokens.model),
             "n_tokens": plan.n_tokens,
             "model_kwargs": config.warmup.model_kwargs,
             "visible_pads": plan.n_tokens - plan.n_words,
