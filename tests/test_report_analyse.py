@@ -17,6 +17,7 @@ from vitwarm.report.analyse import analyse
 from vitwarm.report.facts import Analysis
 from vitwarm.report.figures import write_figures
 from vitwarm.report.gather import gather
+from vitwarm.report.page_tables import saving_table
 from vitwarm.report.tables import terminal_table
 from vitwarm.report.words import headlines, method_notes
 
@@ -189,8 +190,15 @@ def test_headline_speaks_of_the_recipes_first_arm_and_says_what_it_cannot(tmp_pa
 
 def test_a_null_is_called_one(tmp_path: Path) -> None:
     write_sweep(tmp_path, arms={"default": law, "dyck": law}, sizes=SIZES, noise=1.0)
-    texts = headlines(only(tmp_path))
+    found = only(tmp_path)
+    texts = headlines(found)
     assert "does not tell a difference from zero" in texts[0]
+    # A curve read inside its noise gives any number of images: none is claimed.
+    assert "no saving of images by dyck is claimed" in texts[2]
+    assert not any("fewer images" in text for text in texts)
+    largest = [saving for saving in found.savings if saving.n_images == SIZES[-1]]
+    assert [saving.told for saving in largest] == [False]
+    assert "not told from as many" in saving_table(largest)
 
 
 def test_an_accuracy_out_of_reach_is_a_bound_in_words(tmp_path: Path) -> None:

@@ -219,10 +219,10 @@ def _savings(
     analysis: Analysis, done: Done, matched: list[Difference], reference: str
 ) -> list[Saving]:
     """Reads each arm's curve at the reference's accuracies; seeds are the curves."""
-    comparable = {(d.arm, d.n_images) for d in matched}
+    told = {(d.arm, d.n_images): d.difference.excludes_zero for d in matched}
     found = []
     for arm in analysis.arms:
-        sizes = [size for size in analysis.sizes if (arm.label, size) in comparable]
+        sizes = [size for size in analysis.sizes if (arm.label, size) in told]
         if len(sizes) < 2:
             continue
         curves: dict[str, list[float]] = {}
@@ -244,6 +244,7 @@ def _savings(
                     Saving(
                         arm=arm.label, reference=reference, n_images=size,
                         accuracy=sum(used) / len(used), needs=needs,
+                        told=told.get((arm.label, size)),
                     )
                 )  # fmt: skip
     return found

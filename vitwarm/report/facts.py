@@ -71,6 +71,9 @@ class Saving:
     accuracy: float
     """The reference's mean, percent, over the seeds used."""
     needs: EqualAccuracy
+    told: bool | None
+    """Whether the arms' paired difference with `n_images` is told from zero; None: too few seeds.
+    Only then does the reading mean a saving: a flat curve turns noise into any number of images."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -179,7 +179,8 @@ def _compared(analysis: Analysis) -> str:
         figures.append(
             f"<figure>{drawn}<figcaption>Left of ×1: "
             "fewer images for the same accuracy. Small marks are seeds; an arrow is a bound, "
-            "where the accuracy lies outside what was measured.</figcaption></figure>"
+            "where the accuracy lies outside what was measured. Where the arms' difference is not "
+            "told from zero the marks mean nothing; the table says where.</figcaption></figure>"
         )
         tables.append(saving_table(analysis.savings))
     return (

@@ -136,7 +136,7 @@ def saving_table(found: Sequence[Saving]) -> str:
                 text(count(line.n_images)),
                 text(percent(line.accuracy)),
                 text(reading(needs.estimate)),
-                text(saved(needs.estimate, line.n_images) + fit, "left"),
+                text(saved(needs.estimate, line.n_images, told=line.told) + fit, "left"),
                 text(ends),
                 text(_each(readings, short_reading)),
             ]

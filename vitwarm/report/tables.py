@@ -143,7 +143,7 @@ def _saving_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:
             "accuracy_percent": line.accuracy, "bound": estimate.bound,
             "images": estimate.images,
             "share_of_reference": estimate.images / line.n_images if estimate.images else None,
-            "isotonic_fit": estimate.fitted,
+            "isotonic_fit": estimate.fitted, "difference_told_from_zero": line.told,
             "low_bound": needs.low.bound if needs.low else None,
             "low": needs.low.images if needs.low else None,
             "high_bound": needs.high.bound if needs.high else None,

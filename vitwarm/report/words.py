@@ -64,8 +64,14 @@ def short_reading(value: Reading) -> str:
     return f"{value.bound.replace('=', '')}{value.images:,.0f}"
 
 
-def saved(value: Reading, reference_images: int) -> str:
-    """Returns what a reading means: `22 % fewer images`, `no fewer`, or a bound in words."""
+def saved(value: Reading, reference_images: int, *, told: bool | None) -> str:
+    """Returns what a reading means: `22 % fewer images`, `no fewer`, or a bound in words.
+
+    Args:
+        told: as `Saving` has it; without it no saving is claimed.
+    """
+    if not told:
+        return "not told from as many" if told is False else "too few seeds to tell"
     if value.images is None:
         return "the curve falls"
     ratio = value.images / reference_images
@@ -269,6 +275,13 @@ def _saving_sentence(found: Saving) -> str:
     goal = (
         f"the {percent(found.accuracy)} % that {found.reference} has with {count(found.n_images)}"
     )
+    if not found.told:
+        why = (
+            "their difference there is not told from zero"
+            if found.told is False
+            else "there are too few seeds"
+        )
+        return f"For {goal} images no saving of images by {found.arm} is claimed: {why}."
     if estimate.bound == ">":
         return (
             f"{found.arm} does not reach {goal} images: it would need more than the "
@@ -281,7 +294,7 @@ def _saving_sentence(found: Saving) -> str:
         )
     text = (
         f"For {goal} images {found.arm} needs {reading(estimate)}: "
-        f"{saved(estimate, found.n_images)}"
+        f"{saved(estimate, found.n_images, told=found.told)}"
     )
     if needs.low is not None and needs.high is not None:
         return f"{text} ({_LEVEL} interval {reading(needs.low)} to {reading(needs.high)})."
