@@ -20,6 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="B",
         help="share of the image training's samples (0.01), or 15000steps, 3.84Msamples",
     )
+    parser.add_argument(
+        "--until",
+        choices=("budget", "saturated"),
+        help="saturated: stop once 99 %% of the hidden tokens are right (default: budget)",
+    )
     parser.add_argument("--model", metavar="NAME", help="a timm model name")
     parser.add_argument("--seed", type=int, help="default 0")
     parser.add_argument("--out", metavar="DIR", help="folder of run folders (default: runs)")
@@ -37,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     for field, value in (
         ("rule.name", args.rule),
         ("warmup.budget", args.budget),
+        ("warmup.until", args.until),
         ("warmup.model", args.model),
         ("seed", args.seed),
         ("run.root", args.out),
