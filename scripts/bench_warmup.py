@@ -12,9 +12,9 @@ Three things are timed in interleaved rounds in one process, forward, backward a
 
 One JSON line per model. Ratios are medians over rounds, with their range; the model's FLOPs are
 counted by torch on the forward pass of `whole`, times three for forward and backward.
-`matmul_speedup` is what the hardware offers: the first MLP product of a block, forward and backward,
-in fp32 over the same in the precision of `whole`. Where it is 2, no warm-up is 2.5 times as fast as
-the plain loop.
+`matmul_speedup` is what the hardware offers: the first MLP product of a block, forward and
+backward, its time in fp32 over that in the precision of `whole`. Where it is 2, no warm-up is 2.5
+times as fast as the plain loop.
 """
 
 from __future__ import annotations
