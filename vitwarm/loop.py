@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from vitwarm.config import RunConfig
 from vitwarm.errors import ConfigError
 from vitwarm.seeding import seed_of
 from vitwarm.trunk import blocks_of
+
+#: Optimisers of torch that have a fused implementation.
+_FUSED = {"adam", "adamw", "sgd", "momentum", "nesterov", "adagrad"}
 
 #: Up to this length unfused attention is the faster one on a CPU in bf16.
 _UNFUSED_TOKENS = 512
@@ -124,21 +128,42 @@ def evaluation_steps(n_steps: int, evaluations: int) -> set[int]:
 class SteppedModule(LightningModule):
     """A LightningModule counted in optimiser steps over all resumptions.
 
-    A stage overrides `training_step`, `make_optimizer`, `lr_at`, `read_meters`, and what its
-    checkpoint holds beyond model and optimiser.
+    A stage overrides `training_step`, `make_optimizer`, `read_meters`, and what its checkpoint
+    holds beyond model, optimiser, and time.
     """
 
     def __init__(
-        self, *, n_steps: int, accumulate: int, clip_grad: float | None, seed: int, rank: int = 0
+        self,
+        *,
+        n_steps: int,
+        ramp_steps: int,
+        accumulate: int,
+        world_size: int,
+        rank: int,
+        opt: str,
+        lr: float,
+        min_lr: float,
+        warmup_lr: float,
+        weight_decay: float,
+        clip_grad: float | None,
+        seed: int,
     ) -> None:
         super().__init__()
         self.n_steps = n_steps
+        self.ramp_steps = ramp_steps
         self.accumulate = accumulate
+        self.world_size = world_size
+        self.rank = rank
+        self.opt = opt
+        self.peak, self.end, self.begin = lr, min_lr, warmup_lr
+        self.weight_decay = weight_decay
         self.clip_grad = clip_grad
         self.seed = seed
-        self.rank = rank
+        self.compiled = False
+        self.seconds_before = 0.0
         self.start_step = 0
         self.micro_batches = 0
+        self._started: float | None = None
         self._restored: dict[str, Any] | None = None
         self._draws: bool | None = None
         self._bad_step: Tensor | None = None
@@ -148,10 +173,6 @@ class SteppedModule(LightningModule):
     def make_optimizer(self) -> Optimizer:
         """Returns the optimiser over the trainable parameters, which are on their device."""
         raise NotImplementedError(f"{type(self).__name__} must say what optimises it")
-
-    def lr_at(self, step: int) -> float:
-        """Returns the learning rate of step `step`, counted from 0."""
-        raise NotImplementedError(f"{type(self).__name__} must have a schedule")
 
     def read_meters(self) -> dict[str, float]:
         """Returns the means since the last call and starts anew. Synchronises with the device."""
@@ -164,14 +185,36 @@ class SteppedModule(LightningModule):
         return {"model": self.state_dict(), "optimizer": optimizer.state_dict()}
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        """Returns plain values to save: choices made by measuring, counters."""
-        return {}
+        """Returns plain values to save: choices made by measuring, counters; a stage may add."""
+        return {"compiled": self.compiled, "seconds": self.seconds}
 
     def describe_batch(self, step: int) -> str:
         """Returns words that find the samples of a step again, for messages."""
         return f"the samples of step {step:,}"
 
-    # -- counting ----------------------------------------------------------------------------
+    # -- schedule and counting ---------------------------------------------------------------
+
+    def lr_at(self, step: int) -> float:
+        """Returns the learning rate of step `step`, counted from 0."""
+        return cosine_lr(
+            step,
+            n_steps=self.n_steps,
+            ramp=self.ramp_steps,
+            start=self.begin,
+            peak=self.peak,
+            end=self.end,
+        )
+
+    @property
+    def fused(self) -> dict[str, Any]:
+        """The argument that asks the optimiser for torch's fused kernel, where it has one."""
+        return {"fused": True} if self.opt in _FUSED else {}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, over all resumptions."""
+        began = self._started
+        return self.seconds_before + (0.0 if began is None else time.monotonic() - began)
 
     @property
     def steps_done(self) -> int:
@@ -186,10 +229,14 @@ class SteppedModule(LightningModule):
         """Takes over a checkpoint's weights now and its optimiser state when there is one."""
         if checkpoint is not None:
             self.start_step = checkpoint.step
+            self.seconds_before = float(checkpoint.facts["seconds"])
             self.load_state_dict(checkpoint.state["model"])
             self._restored = checkpoint.state["optimizer"]
 
     # -- Lightning ---------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        self._started = time.monotonic()
 
     def configure_optimizers(self) -> Optimizer:
         optimizer = self.make_optimizer()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,12 +14,9 @@ from torch.optim import Optimizer
 from vitwarm.augment import Targets
 from vitwarm.callbacks import Checkpoint
 from vitwarm.errors import ConfigError, TrainingFailed, nearest
-from vitwarm.loop import SteppedModule, cosine_lr
+from vitwarm.loop import SteppedModule
 from vitwarm.training.losses import image_loss
 from vitwarm.trunk import trunk_names
-
-#: Optimisers of torch that have a fused implementation.
-FUSED = {"adam", "adamw", "sgd", "momentum", "nesterov", "adagrad"}
 
 #: More unreadable images than this share stop a run.
 UNREADABLE_SHARE = 0.001
@@ -70,24 +66,29 @@ class ImageModule(SteppedModule):
             describe: words that name the images of a step, for messages.
         """
         super().__init__(
-            n_steps=n_steps, accumulate=accumulate, clip_grad=clip_grad, seed=seed, rank=rank
+            n_steps=n_steps,
+            ramp_steps=ramp_steps,
+            accumulate=accumulate,
+            world_size=world_size,
+            rank=rank,
+            opt=opt,
+            lr=lr,
+            min_lr=min_lr,
+            warmup_lr=warmup_lr,
+            weight_decay=weight_decay,
+            clip_grad=clip_grad,
+            seed=seed,
         )
         self.vit = vit
-        self.ramp_steps = ramp_steps
-        self.world_size = world_size
-        self.opt, self.opt_betas, self.momentum = opt, opt_betas, momentum
-        self.peak, self.end, self.begin = lr, min_lr, warmup_lr
-        self.weight_decay, self.layer_decay = weight_decay, layer_decay
+        self.opt_betas, self.momentum = opt_betas, momentum
+        self.layer_decay = layer_decay
         self.smoothing, self.bce = smoothing, bce
         self.ema_decay = ema_decay
-        self.compiled = False
-        self.seconds_before = 0.0
         self.evaluation: dict[str, float] = {}
         """The newest evaluation, with its `step`."""
         self.n_unreadable = 0
         """Over the whole run and, after a look at the meters, over all processes."""
         self._describe = describe
-        self._started: float | None = None
         self._loss: Tensor | None = None
         self._n_losses = 0
         self._fresh_unreadable = 0
@@ -122,10 +123,10 @@ class ImageModule(SteppedModule):
         if self._ema:
             self._ema[0].update(self.vit, step=self.steps_done)
 
-    # -- optimiser and schedule --------------------------------------------------------------
+    # -- optimiser ---------------------------------------------------------------------------
 
     def make_optimizer(self) -> Optimizer:
-        extra: dict[str, Any] = {"fused": True} if self.opt in FUSED else {}
+        extra = dict(self.fused)
         if self.opt_betas is not None:
             extra["betas"] = tuple(self.opt_betas)
         self.make_ema()
@@ -146,16 +147,6 @@ class ImageModule(SteppedModule):
             if self._ema_state is not None:
                 self._ema[0].module.load_state_dict(self._ema_state)
                 self._ema_state = None
-
-    def lr_at(self, step: int) -> float:
-        return cosine_lr(
-            step,
-            n_steps=self.n_steps,
-            ramp=self.ramp_steps,
-            start=self.begin,
-            peak=self.peak,
-            end=self.end,
-        )
 
     # -- what is known of it -----------------------------------------------------------------
 
@@ -194,15 +185,6 @@ class ImageModule(SteppedModule):
     def describe_batch(self, step: int) -> str:
         return self._describe(step) if self._describe else super().describe_batch(step)
 
-    @property
-    def seconds(self) -> float:
-        """Seconds of training so far, over all resumptions."""
-        began = self._started
-        return self.seconds_before + (0.0 if began is None else time.monotonic() - began)
-
-    def on_train_start(self) -> None:
-        self._started = time.monotonic()
-
     # -- saving and restoring ----------------------------------------------------------------
 
     def checkpoint_state(self) -> dict[str, Any]:
@@ -212,18 +194,13 @@ class ImageModule(SteppedModule):
         return state
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        return {
-            "compiled": self.compiled,
-            "seconds": self.seconds,
-            "evaluation": self.evaluation,
-            "n_unreadable": self.n_unreadable,
-        }
+        facts = super().checkpoint_facts()
+        return {**facts, "evaluation": self.evaluation, "n_unreadable": self.n_unreadable}
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
         super().restore(checkpoint)
         if checkpoint is not None:
             self._ema_state = checkpoint.state.get("ema")
-            self.seconds_before = float(checkpoint.facts["seconds"])
             self.evaluation = dict(checkpoint.facts["evaluation"])
             self.n_unreadable = int(checkpoint.facts["n_unreadable"])
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -12,7 +11,6 @@ from torch.optim import Optimizer
 
 from vitwarm.loop import (
     SteppedModule,
-    cosine_lr,
 )
 from vitwarm.masking import IGNORE
 from vitwarm.seeding import seed_of
@@ -20,9 +18,6 @@ from vitwarm.sequences import WarmupBatch
 from vitwarm.trunk import (
     TokenModel,
 )
-
-#: Optimisers of torch that have a fused implementation.
-FUSED = {"adam", "adamw", "sgd", "momentum", "nesterov", "adagrad"}
 
 
 class HiddenLoss(NamedTuple):
@@ -72,7 +67,18 @@ class WarmupModule(SteppedModule):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            n_steps=n_steps, accumulate=accumulate, clip_grad=clip_grad, seed=seed, rank=rank
+            n_steps=n_steps,
+            ramp_steps=ramp_steps,
+            accumulate=accumulate,
+            world_size=world_size,
+            rank=rank,
+            opt=opt,
+            lr=lr,
+            min_lr=min_lr,
+            warmup_lr=warmup_lr,
+            weight_decay=weight_decay,
+            clip_grad=clip_grad,
+            seed=seed,
         )
         self.tokens = tokens
         self.head = nn.Linear(tokens.width, n_ids)
@@ -80,14 +86,6 @@ class WarmupModule(SteppedModule):
         with torch.no_grad():
             nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
             nn.init.zeros_(self.head.bias)
-        self.ramp_steps = ramp_steps
-        self.world_size = world_size
-        self.opt = opt
-        self.peak, self.end, self.begin = lr, min_lr, warmup_lr
-        self.weight_decay = weight_decay
-        self.compiled = False
-        self.seconds_before = 0.0
-        self._started: float | None = None
         self._meters: Tensor | None = None
 
     def forward(self, input_ids_BT: Tensor, hidden_K: Tensor) -> Tensor:
@@ -107,19 +105,8 @@ class WarmupModule(SteppedModule):
     def make_optimizer(self) -> Optimizer:
         # A list, not the module: the published recipe decays biases and norms too.
         parameters = [p for p in self.parameters() if p.requires_grad]
-        extra: dict[str, Any] = {"fused": True} if self.opt in FUSED else {}
         return create_optimizer_v2(
-            parameters, opt=self.opt, lr=self.peak, weight_decay=self.weight_decay, **extra
-        )
-
-    def lr_at(self, step: int) -> float:
-        return cosine_lr(
-            step,
-            n_steps=self.n_steps,
-            ramp=self.ramp_steps,
-            start=self.begin,
-            peak=self.peak,
-            end=self.end,
+            parameters, opt=self.opt, lr=self.peak, weight_decay=self.weight_decay, **self.fused
         )
 
     def read_meters(self) -> dict[str, float]:
@@ -132,18 +119,6 @@ class WarmupModule(SteppedModule):
         self._meters = None
         count = max(count, 1.0)
         return {"loss": loss / count, "hidden_accuracy_percent": 100 * correct / count}
-
-    def checkpoint_facts(self) -> dict[str, Any]:
-        return {"compiled": self.compiled, "seconds": self.seconds}
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training so far, over all resumptions."""
-        began = self._started
-        return self.seconds_before + (0.0 if began is None else time.monotonic() - began)
-
-    def on_train_start(self) -> None:
-        self._started = time.monotonic()
 
     def describe_batch(self, step: int) -> str:
         return f"sequences of seed {self.seed} at step {step:,}"

@@ -208,7 +208,6 @@ def _restore(
 ) -> None:
     module.restore(checkpoint)
     if checkpoint is not None:
-        module.seconds_before = float(checkpoint.facts["seconds"])
         say(f"resuming after step {checkpoint.step:,} of {module.n_steps:,} ({checkpoint.path})")
 
 
