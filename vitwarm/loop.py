@@ -12,7 +12,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from tqdm import tqdm
 
 from vitwarm.callbacks import Checkpoint, is_slurm, raise_non_finite
-from vitwarm.config import RunConfig
-from vitwarm.errors import ConfigError
+from vitwarm.config import RunConfig, TrainRun, WarmupRun
+from vitwarm.errors import ConfigError, VitwarmError
+from vitwarm.records import Record, RunFolder, open_run
 from vitwarm.seeding import seed_of
 from vitwarm.trunk import blocks_of
 
@@ -34,6 +36,10 @@ _FUSED = {"adam", "adamw", "sgd", "momentum", "nesterov", "adagrad"}
 
 #: Up to this length unfused attention is the faster one on a CPU in bf16.
 _UNFUSED_TOKENS = 512
+
+
+#: Says something to the user.
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -308,6 +314,50 @@ def choose_attention(model: nn.Module, *, device: torch.device, bf16: bool, n_to
     for part in model.modules():
         if hasattr(part, "fused_attn"):
             part.fused_attn = False  # type: ignore[assignment]
+
+
+def run_once(
+    config: WarmupRun | TrainRun,
+    digest: str,
+    world: World,
+    *,
+    fresh: bool,
+    say: Say,
+    plan: str,
+    work: Callable[[RunFolder], Record],
+) -> Record:
+    """Does a run's work in its folder, unless a record says that it is done.
+
+    Args:
+        digest: the config's hash, which names the folder.
+        fresh: throw away what an earlier execution left, and start anew.
+        plan: what is about to happen, said before it does.
+        work: does it and returns the record; a failure of it is written into the folder.
+    Raises: VitwarmError: from `open_run` and `work`.
+    """
+    root, writer = config.run.root, world.is_zero
+    with open_run(root, config.name, config, digest, fresh=fresh, writer=writer) as run:
+        record = run.record
+        if record is not None and record.status == "finished":
+            say(f"{run.path} is finished already; --fresh runs it again.")
+            return record
+        say(plan)
+        try:
+            return work(run)
+        except VitwarmError as error:
+            if writer and error.exit_code == 1:
+                run.write_failure(error)
+            raise
+
+
+def make_speaker(run: RunConfig, world: World) -> Say:
+    """Returns what prints for the user: on rank zero, above a bar, and unless told to be quiet."""
+
+    def say(text: str) -> None:
+        if world.is_zero and run.progress:
+            tqdm.write(text)
+
+    return say
 
 
 def compile_blocks(model: nn.Module) -> None:

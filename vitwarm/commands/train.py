@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import argparse
 
+from vitwarm.commands.shared import add_run_arguments, read_config
+from vitwarm.config import TrainRun
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments; words of the form section.field=value override the config."""
@@ -21,31 +24,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--init", metavar="MODEL", help="export folder or timm tag to fine-tune (all weights)"
     )
-    parser.add_argument("--model", metavar="NAME", help="a timm model name")
-    parser.add_argument("--seed", type=int, help="default 0")
-    parser.add_argument("--out", metavar="DIR", help="folder of run folders (default: runs)")
-    parser.add_argument("--fresh", action="store_true", help="throw away an earlier execution")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    add_run_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs (or plans) the training that the arguments describe."""
-    from vitwarm.config import TrainRun, find_recipe, load_config
-
-    path = find_recipe(args.config) if args.config else None
-    words = list(args.overrides)
-    for field, value in (
-        ("data.fraction", args.fraction),
-        ("handoff.trunk", args.trunk),
-        ("handoff.init", args.init),
-        ("train.model", args.model),
-        ("seed", args.seed),
-        ("run.root", args.out),
-    ):
-        if value is not None:
-            words.append(f"{field}={value}")
-    config = load_config(TrainRun, path, words)
+    config = read_config(
+        TrainRun,
+        args,
+        "train",
+        {
+            "data.fraction": args.fraction,
+            "handoff.trunk": args.trunk,
+            "handoff.init": args.init,
+        },
+    )
 
     from vitwarm.training import run_training, show_plan
 

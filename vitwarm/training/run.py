@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
 from vitwarm.augment import Targets
 from vitwarm.callbacks import (
@@ -22,11 +20,18 @@ from vitwarm.callbacks import (
     load_checkpoint,
 )
 from vitwarm.config import TrainRun, to_plain
-from vitwarm.errors import VitwarmError
 from vitwarm.files import write_text
 from vitwarm.handoff import Audit, export_model
-from vitwarm.loop import World, choose_device, compile_blocks, make_trainer
-from vitwarm.records import Record, RunFolder, code_version, open_run, read_metrics
+from vitwarm.loop import (
+    Say,
+    World,
+    choose_device,
+    compile_blocks,
+    make_speaker,
+    make_trainer,
+    run_once,
+)
+from vitwarm.records import Record, RunFolder, code_version, read_metrics
 from vitwarm.training.data import Pictures
 from vitwarm.training.evaluate import Evaluation, evaluate_module
 from vitwarm.training.losses import image_loss
@@ -39,8 +44,6 @@ INPUT_BOUND_SHARE = 0.1
 
 #: Images after which too many unreadable ones stop a run (or all images, where there are fewer).
 ENOUGH_IMAGES = 10_000
-
-Say = Callable[[str], None]
 
 
 def run_training(config: TrainRun, *, fresh: bool = False) -> Record:
@@ -56,21 +59,11 @@ def run_training(config: TrainRun, *, fresh: bool = False) -> Record:
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     plan = plan_training(config)
-    say = _speaker(config, plan.world)
-    with open_run(
-        config.run.root, config.name, config, plan.digest, fresh=fresh, writer=plan.world.is_zero
-    ) as run:
-        record = run.record
-        if record is not None and record.status == "finished":
-            say(f"{run.path} is finished already; --fresh runs it again.")
-            return record
-        say(str(plan))
-        try:
-            return _train(plan, run, say)
-        except VitwarmError as error:
-            if plan.world.is_zero and error.exit_code == 1:
-                run.write_failure(error)
-            raise
+    say = make_speaker(config.run, plan.world)
+    return run_once(
+        config, plan.digest, plan.world, fresh=fresh, say=say, plan=str(plan),
+        work=lambda run: _train(plan, run, say),
+    )  # fmt: skip
 
 
 def show_plan(config: TrainRun) -> str:
@@ -393,11 +386,3 @@ class Watch(Callback):
                 f"{self.waits.total / (step - pl_module.start_step):.3f} s a step. More "
                 "loader processes (run.workers), faster storage, or smaller images would help."
             )
-
-
-def _speaker(config: TrainRun, world: World) -> Say:
-    def say(text: str) -> None:
-        if world.is_zero and config.run.progress:
-            tqdm.write(text)  # above a bar, if there is one
-
-    return say

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,16 +19,17 @@ from vitwarm.callbacks import (
     load_checkpoint,
 )
 from vitwarm.config import WarmupRun, to_plain
-from vitwarm.errors import VitwarmError
 from vitwarm.loop import (
+    Say,
     SteppedModule,
-    World,
     choose_attention,
     choose_device,
     compile_blocks,
+    make_speaker,
     make_trainer,
+    run_once,
 )
-from vitwarm.records import Record, RunFolder, code_version, open_run
+from vitwarm.records import Record, RunFolder, code_version
 from vitwarm.rules import find_preset
 from vitwarm.sequences import SequenceLoader, WarmupBatch
 from vitwarm.trunk import (
@@ -59,22 +59,11 @@ def run_warmup(config: WarmupRun, *, fresh: bool = False) -> Record:
         torch.set_num_threads(config.run.threads)
     tokens = make_token_model(config)
     plan = plan_warmup(config, n_tokens=tokens.n_tokens)
-    say = _speaker(config, plan.world)
-    root = config.run.root
-    with open_run(
-        root, config.name, config, plan.digest, fresh=fresh, writer=plan.world.is_zero
-    ) as run:
-        record = run.record
-        if record is not None and record.status == "finished":
-            say(f"{run.path} is finished already; --fresh runs it again.")
-            return record
-        say(str(plan))
-        try:
-            return _train(plan, tokens, run, say)
-        except VitwarmError as error:
-            if plan.world.is_zero and error.exit_code == 1:
-                run.write_failure(error)
-            raise
+    say = make_speaker(config.run, plan.world)
+    return run_once(
+        config, plan.digest, plan.world, fresh=fresh, say=say, plan=str(plan),
+        work=lambda run: _train(plan, tokens, run, say),
+    )  # fmt: skip
 
 
 def show_plan(config: WarmupRun) -> str:
@@ -146,9 +135,7 @@ def make_module(plan: WarmupPlan, tokens: TokenModel) -> WarmupModule:
     )
 
 
-def _train(
-    plan: WarmupPlan, tokens: TokenModel, run: RunFolder, say: Callable[[str], None]
-) -> Record:
+def _train(plan: WarmupPlan, tokens: TokenModel, run: RunFolder, say: Say) -> Record:
     config, warm = plan.config, plan.config.warmup
     for name, fact in tokens.facts.items():
         say(f"{name:<9} {fact}")
@@ -203,9 +190,7 @@ def _train(
     return record
 
 
-def _restore(
-    module: WarmupModule, checkpoint: Checkpoint | None, say: Callable[[str], None]
-) -> None:
+def _restore(module: WarmupModule, checkpoint: Checkpoint | None, say: Say) -> None:
     module.restore(checkpoint)
     if checkpoint is not None:
         say(f"resuming after step {checkpoint.step:,} of {module.n_steps:,} ({checkpoint.path})")
@@ -305,11 +290,3 @@ def _trunk_metadata(
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in plain.items()
     }
-
-
-def _speaker(config: WarmupRun, world: World) -> Callable[[str], None]:
-    def say(text: str) -> None:
-        if world.is_zero and config.run.progress:
-            print(text, flush=True)
-
-    return say
