@@ -68,8 +68,9 @@ def describe(record: Record) -> str:
     accuracy, chance = record.hidden_accuracy_percent or 0.0, record.chance_percent or 0.0
     text = (
         f"finished  {record.steps or 0:,} steps in {format_seconds(record.wall_seconds or 0)}\n"
-        f"learned   {accuracy:.1f} % of the hidden tokens of held-out sequences right "
-        f"(chance {chance:.1f} %, without the order {record.order_blind_percent or 0:.1f} %), "
+        f"reached   {accuracy:.1f} % of the hidden tokens of held-out sequences right "
+        f"(chance {chance:.1f} %, without the order {record.order_blind_percent or 0:.1f} %, "
+        f"ceiling {_ceiling_of(record)}), "
         f"loss {record.hidden_loss or 0:.3f} nats\n"
     )
     for group, bins in record.hidden_accuracy_by.items():
@@ -90,3 +91,11 @@ def describe(record: Record) -> str:
             "transfer worst. Use a harder rule or a smaller budget."
         )
     return text
+
+
+def _ceiling_of(record: Record) -> str:
+    found = record.extra.get("ceiling") or {}
+    low, high = found.get("low_percent"), found.get("high_percent")
+    if low is None or high is None:
+        return "unknown"
+    return f"{low:.1f} %" if low == high else f"{low:.1f} to {high:.1f} %"
