@@ -1,0 +1,191 @@
+"""What an image costs on its way from a shard to the model, beside timm's way and bare decoding.
+
+    python scripts/bench_loader.py --shards DIR          # a folder of tars, or a pattern
+    python scripts/bench_loader.py                       # synthetic JPEGs of 500 x 375
+
+CPU seconds, so that a busy machine does not blur them, of three that take turns in one run over the
+same images in the same order:
+
+    ours      this loader: worker processes and the one they ship to; crops, flips and resizes (the
+              rest of the DeiT recipe runs per batch, see bench_augment.py)
+    timm      timm's `create_transform` with the whole DeiT recipe on each Pillow image, read by the
+              same reader, in one process and with nothing shipped
+    decode    reading and decoding whole images as `ours` does, in one process
+
+One JSON line per size; `over_timm` and `over_decode` above 1 mean more images per second of a core
+than those. Workers that had started before a round are counted, their start is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import io
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import simplejpeg
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+from vitwarm.errors import VitwarmError
+from vitwarm.shards import Order, ShardIndex, TrainCrop, make_train_loader
+from vitwarm.shards.reader import ImageReader
+from vitwarm.shards.writer import Sample, write_shards
+
+#: Of the synthetic images: ImageNet's most frequent size.
+HEIGHT, WIDTH = 375, 500
+N_SYNTHETIC = 256
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints one JSON line per size."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shards", metavar="SOURCE", help="default: synthetic JPEGs")
+    parser.add_argument("--size", action="append", type=int, help="default: 224")
+    parser.add_argument("--images", type=int, default=512, help="per round and contender")
+    parser.add_argument("--batch", type=int, default=128, help="images per batch of the loader")
+    parser.add_argument("--workers", type=int, default=1, help="processes of the loader")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source = args.shards or write_synthetic(Path(folder))
+            index = ShardIndex.open(source, cache=folder)
+            for size in args.size or [224]:
+                print(json.dumps(bench(index, size, args)), flush=True)
+    except VitwarmError as error:
+        print(f"bench_loader: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def bench(index: ShardIndex, size: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Times the three at one size."""
+    n_steps = -(-args.images // args.batch)
+    n_images = n_steps * args.batch
+    order = Order(index, np.arange(index.n_images), seed=0)
+    rows = order.rows_at(np.arange(n_images))[1].tolist()
+    reader = ImageReader(index, order.rows)
+    load_timm = deit_sample(reader, size)
+    loader = make_train_loader(
+        index, order, crop=TrainCrop(size), seed=0, batch_size=args.batch,
+        micro_batch_size=args.batch, n_steps=n_steps, workers=args.workers,
+    )  # fmt: skip
+    calls: dict[str, Callable[[], object]] = {
+        "ours": lambda: exhaust(loader),
+        "timm": lambda: exhaust(map(load_timm, rows)),
+        "decode": lambda: exhaust(map(reader.pixels, rows)),
+    }
+    seconds = interleave(calls, args.rounds)
+    per_core = {name: [n_images / s for s in some] for name, some in seconds.items()}
+    over = {
+        name: [a / b for a, b in zip(per_core["ours"], per_core[name], strict=True)]
+        for name in ("timm", "decode")
+    }
+    shapes = np.array([reader.pixels(row).shape[:2] for row in rows])
+    return {
+        "size": size,
+        "images_per_second_per_core": round(statistics.median(per_core["ours"])),
+        "images_per_second_per_core_range": spread(per_core["ours"], 0),
+        "over_timm": round(statistics.median(over["timm"]), 3),
+        "over_timm_range": spread(over["timm"], 3),
+        "over_decode": round(statistics.median(over["decode"]), 3),
+        "over_decode_range": spread(over["decode"], 3),
+        "timm_images_per_second_per_core": round(statistics.median(per_core["timm"])),
+        "decode_images_per_second_per_core": round(statistics.median(per_core["decode"])),
+        "n_images": n_images,
+        "rounds": args.rounds,
+        "workers": args.workers,
+        "batch": args.batch,
+        "source": "synthetic" if args.shards is None else "shards",
+        "median_image": [int(side) for side in np.median(shapes, axis=0)],
+        "decoder": f"simplejpeg {simplejpeg.__version__}",
+        "timm": f"timm {timm.__version__}, Pillow {PIL.__version__}",
+    }
+
+
+def deit_sample(reader: ImageReader, size: int) -> Callable[[int], torch.Tensor]:
+    """timm's: from a row to float32 [3, size, size], augmented, normalised and erased."""
+    crop, operations, final = create_transform(
+        size, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.3,
+        interpolation="bicubic", re_prob=0.25, re_mode="pixel", separate=True,
+    )  # fmt: skip
+
+    def load(row: int) -> torch.Tensor:
+        with Image.open(io.BytesIO(reader.read(row))) as opened:
+            image = crop(opened.convert("RGB"))
+        with suppress(ValueError):  # Pillow 13 does not posterise to 0 bits; timm does at m >= 10
+            image = operations(image)
+        x: torch.Tensor = final(image)
+        return x
+
+    return load
+
+
+def write_synthetic(folder: Path) -> Path:
+    """Writes a shard of JPEGs that code to about ImageNet's bytes per pixel; returns its folder."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for k in range(N_SYNTHETIC):
+        scene = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
+        pixels = np.asarray(scene.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), np.float32)
+        texture = rng.normal(0, 12, (HEIGHT // 2 + 1, WIDTH // 2)).repeat(2, 0).repeat(2, 1)
+        pixels = np.clip(pixels + texture[:HEIGHT, :WIDTH, None], 0, 255).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="JPEG", quality=90)
+        samples.append(Sample(f"synthetic{k:04d}", "jpg", buffer.getvalue(), k))
+    write_shards(folder, "synthetic-train", samples, n_samples=N_SYNTHETIC, n_shards=2)
+    return folder
+
+
+def interleave(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds per call, one figure per round; the contenders take turns within a round."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            before = cpu_seconds()
+            call()
+            if number:  # the first round starts workers and fills caches
+                seconds[name].append(cpu_seconds() - before)
+    return seconds
+
+
+def cpu_seconds() -> float:
+    """CPU seconds so far of this process and of the children that live."""
+    total, libc, clock = time.process_time(), ctypes.CDLL(None), ctypes.c_int()
+    for child in multiprocessing.active_children():
+        if libc.clock_getcpuclockid(child.pid, ctypes.byref(clock)):
+            raise OSError(f"process {child.pid} has no CPU clock")
+        total += time.clock_gettime(clock.value)
+    return total
+
+
+def exhaust(items: Iterable[object]) -> None:
+    """Takes every item and keeps none."""
+    deque(items, maxlen=0)
+
+
+def spread(values: list[float], digits: int) -> list[float]:
+    """Smallest and largest."""
+    return [round(min(values), digits or None), round(max(values), digits or None)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
