@@ -39,13 +39,13 @@ def numpy_rng(seed: int, *path: Name) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=hash_bits(seed, *path, n_bytes=16)))
 
 
-def mix_u64(values: np.ndarray, key: int) -> np.ndarray:
+def mix_u64(values: np.ndarray, key: int | np.ndarray) -> np.ndarray:
     """Hashes an array of integers to uint64, each on its own (splitmix64's finaliser, twice keyed).
 
     Args:
         values: integers of any shape.
-        key: a 64-bit integer, as `hash_bits` returns.
-    Returns: uint64 of the same shape, uniform over all 64 bits.
+        key: a 64-bit integer, as `hash_bits` returns, or several as uint64.
+    Returns: uint64 of the shape that both broadcast to, uniform over all 64 bits.
     Source: Steele, Lea, Flood 2014 (splitmix64), constants of Stafford's mix 13.
     """
     with np.errstate(over="ignore"):

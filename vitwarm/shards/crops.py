@@ -59,30 +59,27 @@ class TrainCrop:
         key = hash_bits(seed, "crop")
         base = mix_u64(np.asarray(rows), key) ^ mix_u64(np.asarray(epochs), key ^ 1)
         out = np.empty((n, 5), np.float32)
-        out[:, 4] = _uniform(base, 0) < self.hflip
+        draw = _uniform(base)
+        out[:, 4] = draw[0] < self.hflip
         if self.mode == "pad":
             pad_h, pad_w = np.round(heights / 8), np.round(widths / 8)
-            out[:, 0] = np.floor(_uniform(base, 1) * (2 * pad_h + 1)) - pad_h
-            out[:, 1] = np.floor(_uniform(base, 2) * (2 * pad_w + 1)) - pad_w
+            out[:, 0] = np.floor(draw[1] * (2 * pad_h + 1)) - pad_h
+            out[:, 1] = np.floor(draw[2] * (2 * pad_w + 1)) - pad_w
             out[:, 2], out[:, 3] = heights, widths
             return out
         self._fallback(out, heights, widths)
-        todo = np.arange(n)
+        # All attempts at once, [ATTEMPTS, b] each: most of the time would go into the calls.
+        u_area, u_aspect, u_top, u_left = draw[3:].reshape(ATTEMPTS, 4, n).transpose(1, 0, 2)
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for attempt in range(ATTEMPTS):
-            some, h, w = base[todo], heights[todo], widths[todo]
-            draw = [_uniform(some, 3 + 4 * attempt + k) for k in range(4)]
-            area = h * w * (self.scale[0] + (self.scale[1] - self.scale[0]) * draw[0])
-            aspect = np.exp(low + (high - low) * draw[1])
-            box_w, box_h = np.round(np.sqrt(area * aspect)), np.round(np.sqrt(area / aspect))
-            fits = (box_w >= 1) & (box_w <= w) & (box_h >= 1) & (box_h <= h)
-            done = todo[fits]
-            out[done, 0] = np.floor(draw[2] * (h - box_h + 1))[fits]
-            out[done, 1] = np.floor(draw[3] * (w - box_w + 1))[fits]
-            out[done, 2], out[done, 3] = box_h[fits], box_w[fits]
-            todo = todo[~fits]
-            if not len(todo):
-                break
+        area = heights * widths * (self.scale[0] + (self.scale[1] - self.scale[0]) * u_area)
+        aspect = np.exp(low + (high - low) * u_aspect)
+        box_w, box_h = np.round(np.sqrt(area * aspect)), np.round(np.sqrt(area / aspect))
+        fits = (box_w >= 1) & (box_w <= widths) & (box_h >= 1) & (box_h <= heights)
+        some = np.flatnonzero(fits.any(axis=0))
+        at = fits.argmax(axis=0)[some], some  # the first attempt that fits
+        out[some, 0] = np.floor(u_top[at] * (heights[some] - box_h[at] + 1))
+        out[some, 1] = np.floor(u_left[at] * (widths[some] - box_w[at] + 1))
+        out[some, 2], out[some, 3] = box_h[at], box_w[at]
         grid = self.reduction(out)[:, None]
         out[:, :4] -= out[:, :4] % grid
         return out
@@ -121,7 +118,11 @@ class EvalCrop:
         return math.floor(self.size / self.crop_pct)
 
 
-def _uniform(base: np.ndarray, number: int) -> np.ndarray:
-    """The `number`-th uniform draw in [0, 1) of each stream, float64."""
-    bits = mix_u64(base, hash_bits(number, "draw"))
+#: Of the draws that one crop can need: a flip, two of `pad`, four per attempt of `rrc`.
+_DRAW_KEYS = np.array([[hash_bits(k, "draw")] for k in range(3 + 4 * ATTEMPTS)], np.uint64)
+
+
+def _uniform(base: np.ndarray) -> np.ndarray:
+    """All draws of each stream, uniform in [0, 1); float64 [draws, b]."""
+    bits = mix_u64(base, _DRAW_KEYS)
     return (bits >> np.uint64(11)).astype(np.float64) / 2.0**53

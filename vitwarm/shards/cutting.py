@@ -48,10 +48,11 @@ def centre(pixels: np.ndarray, crop: EvalCrop) -> np.ndarray:
 def resize(pixels: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
     """Resizes uint8 [H, W, 3] with antialiasing to uint8 [height, width, 3].
 
-    torch's kernel for bytes: a quarter of Pillow's time, and within 1 / 255 of its result. What
-    comes out lies plane by plane in memory, as a batch wants it.
+    torch's kernel for bytes: a quarter of Pillow's time, and within 1 / 255 of its result.
     """
-    x_1CHW = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    # Channels last beyond doubt: with a batch dimension of another stride the kernel would take the
+    # images for planar and spend a third of its time on taking the pixels apart.
+    x_1CHW = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     if pixels.shape[:2] != (height, width):
         x_1CHW = functional.interpolate(
             x_1CHW, size=(height, width), mode=interpolation, antialias=True, align_corners=False
