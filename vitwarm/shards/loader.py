@@ -21,16 +21,21 @@ from vitwarm.shards.decode import UnreadableImage, decode, quiet
 from vitwarm.shards.index import ShardIndex
 from vitwarm.shards.order import Order
 from vitwarm.shards.reader import ImageReader
+from vitwarm.shards.slabs import Lending, Lent, Slabs
 from vitwarm.shards.workers import (
     Failure,
     count_workers,
     empty_images,
     make_data_loader,
+    prefetch,
     start_workers,
 )
 
 #: Images whose bytes a worker holds at a time beside the pixels.
 _CHUNK = 32
+
+#: Micro-batches that the main process may hold and still get the next without new memory.
+_IN_USE = 3
 
 
 class ImageBatch(NamedTuple):
@@ -56,12 +61,14 @@ class Item(NamedTuple):
     positions: np.ndarray
     epochs: np.ndarray
     rows: np.ndarray
+    slab: int | None = None
+    """Where its pixels go; None: into memory of their own."""
 
 
 class Shipped(NamedTuple):
     """What a worker returns. Only the pixels are a tensor: each costs a file descriptor."""
 
-    images: Tensor
+    images: Tensor | Lent
     labels: np.ndarray
     rows: np.ndarray
     positions: np.ndarray
@@ -76,7 +83,8 @@ def unpack(shipped: Shipped | Failure) -> ImageBatch:
     numbers = (shipped.labels, shipped.rows, shipped.positions, shipped.epochs)
     labels, rows, positions, epochs = map(torch.from_numpy, numbers)
     unreadable = torch.tensor(shipped.n_unreadable)
-    return ImageBatch(shipped.images, labels, rows, positions, epochs, unreadable)
+    images = shipped.images.receive() if isinstance(shipped.images, Lent) else shipped.images
+    return ImageBatch(images, labels, rows, positions, epochs, unreadable)
 
 
 class EvalLoader(Protocol):
@@ -108,6 +116,7 @@ class _Batches(Dataset[Shipped | Failure]):
         self.labels = index.labels
         self.crop = crop
         self.seed = seed
+        self.slabs: Slabs | None = None
 
     def __getitem__(self, item: Item) -> Shipped | Failure:
         try:
@@ -118,11 +127,16 @@ class _Batches(Dataset[Shipped | Failure]):
 
     def _make(self, item: Item) -> Shipped:
         self.reader.announce(item.rows)
-        images = empty_images(len(item.rows), self.crop.size)
-        out = images.numpy()
+        n = len(item.rows)
+        images: Tensor | Lent
+        if self.slabs is None or item.slab is None:
+            images = empty_images(n, self.crop.size)
+            out = images.numpy()
+        else:
+            images, out = self.slabs.ship(item.slab, n), self.slabs.pixels(item.slab, n)
         shown = np.empty_like(item.rows)
         make = self._train if isinstance(self.crop, TrainCrop) else self._eval
-        for first in range(0, len(item.rows), _CHUNK):
+        for first in range(0, n, _CHUNK):
             some = slice(first, first + _CHUNK)
             make(item.rows[some], item.epochs[some], out[some], shown[some])
         labels = np.asarray(self.labels)[shown].astype(np.int64)
@@ -322,13 +336,13 @@ def make_train_loader(
         n_steps=n_steps,
     )
     positions.start_step = start_step
-    loader = make_data_loader(
+    loader = _make_loader(
         _Batches(index, order.rows, crop, seed),
-        sampler=positions,
+        positions,
+        micro=micro_batch_size,
         workers=n_workers,
         pin_memory=pin_memory,
         start_method=start_method,
-        batch_bytes=3 * micro_batch_size * crop.size**2,
     )
     return TrainLoader(loader, positions)
 
@@ -364,12 +378,31 @@ def make_val_loader(
             pin_memory=pin_memory,
         )
     slices = _Slices(index.n_images, batch_size=batch_size, rank=rank, world_size=world_size)
-    loader = make_data_loader(
+    loader = _make_loader(
         _Batches(index, np.arange(index.n_images), crop, seed=0),
-        sampler=slices,
+        slices,
+        micro=batch_size,
         workers=min(n_workers, len(slices)),
         pin_memory=pin_memory,
         start_method=start_method,
-        batch_bytes=3 * batch_size * crop.size**2,
     )
     return ValLoader(loader, slices.high - slices.low)
+
+
+def _make_loader(
+    batches: _Batches, sampler: Sampler[Item], *, micro: int, workers: int, pin_memory: bool,
+    start_method: str,
+) -> DataLoader[Any]:  # fmt: skip
+    batch_bytes = 3 * micro * batches.crop.size**2
+    if workers and start_method == "fork":
+        n_slabs = workers * prefetch(workers, batch_bytes) + _IN_USE
+        batches.slabs = Slabs(n_slabs, micro, batches.crop.size)
+        sampler = Lending(sampler, batches.slabs)
+    return make_data_loader(
+        batches,
+        sampler=sampler,
+        workers=workers,
+        pin_memory=pin_memory,
+        start_method=start_method,
+        batch_bytes=batch_bytes,
+    )

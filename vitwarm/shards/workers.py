@@ -79,7 +79,7 @@ def make_data_loader(
             num_workers=workers,
             pin_memory=pin_memory,
             persistent_workers=persistent,
-            prefetch_factor=_prefetch(workers, batch_bytes),
+            prefetch_factor=prefetch(workers, batch_bytes),
             worker_init_fn=_start_worker,
             collate_fn=_as_it_is,
             multiprocessing_context=start_method,
@@ -108,7 +108,11 @@ def empty_images(n: int, size: int) -> Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(n, 3, size, size)
 
 
-def _prefetch(workers: int, batch_bytes: int) -> int:
+def prefetch(workers: int, batch_bytes: int) -> int:
+    """Returns how many micro-batches each worker makes ahead.
+
+    Raises: ShardError: too little shared memory for one per worker.
+    """
     ahead = max(2, min(_PREFETCH, _AHEAD_BYTES // max(1, workers * batch_bytes)))
     try:
         free = os.statvfs(_SHM)
