@@ -1,0 +1,108 @@
+"""What the loader's fast decoding and resizing shows is what Pillow would show."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from shard_maker import encode, sample, smooth, write_tar
+
+from vitwarm.shards import (
+    EvalCrop,
+    Order,
+    ShardIndex,
+    TrainCrop,
+    make_train_loader,
+    make_val_loader,
+)
+
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+N = 6
+#: Levels of 255, per pixel and channel, on average over a batch.
+ALLOWED = 2.0
+
+
+def photographs(rng: np.random.Generator, height: int, width: int) -> list[bytes]:
+    """JPEGs of soft forms, edges and fine texture, with and without chroma subsampling."""
+    files = []
+    for k in range(N):
+        grain = rng.normal(0, 8, (height, width, 1))
+        pixels = np.clip(smooth(rng, height, width) + grain, 0, 255).astype(np.uint8)
+        files.append(encode(pixels, quality=90, subsampling=("4:4:4", "4:2:0")[k % 2]))
+    return files
+
+
+def write(folder: Path, files: list[bytes]) -> ShardIndex:
+    members = [m for k, data in enumerate(files) for m in sample(f"im{k}", 0, data)]
+    write_tar(folder / "photographs.tar", members)
+    return ShardIndex.open(folder, cache=folder)
+
+
+def mean_difference(
+    shown: np.ndarray, files: list[bytes], theirs: Callable[[int, Image.Image], Image.Image]
+) -> float:
+    """Of uint8 [b, 3, S, S] and what Pillow makes of the same files."""
+    pillow = np.stack([theirs(k, Image.open(io.BytesIO(data))) for k, data in enumerate(files)])
+    return float(np.abs(shown.transpose(0, 2, 3, 1).astype(int) - pillow).mean())
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "reduction"),
+    [
+        (375, 500, 224, 1),
+        (240, 180, 224, 1),
+        (500, 375, 48, 4),
+        (500, 500, 96, 2),
+        (600, 800, 32, 8),
+    ],
+)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_training_crops_are_pillows(
+    tmp_path: Path, rng: np.random.Generator, height: int, width: int, size: int, reduction: int,
+    interpolation: str,
+) -> None:  # fmt: skip
+    files = photographs(rng, height, width)
+    index = write(tmp_path, files)
+    crop = TrainCrop(size, interpolation=interpolation)  # type: ignore[arg-type]
+    order = Order(index, np.arange(N), seed=0)
+    (batch,) = make_train_loader(
+        index, order, crop=crop, seed=0, batch_size=N, micro_batch_size=N, n_steps=1, workers=0
+    )
+    rows = batch.rows.numpy()
+    boxes = crop.boxes(0, batch.epochs.numpy(), rows, height, width)
+    assert crop.reduction(boxes).max() == reduction  # this case decodes at such a scale
+    assert 0 < boxes[:, 4].sum() < N  # and flips some
+
+    def theirs(k: int, image: Image.Image) -> Image.Image:
+        top, left, box_height, box_width, flip = boxes[k].tolist()
+        cut = image.crop((left, top, left + box_width, top + box_height))
+        out = cut.resize((size, size), FILTERS[interpolation])
+        return out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else out
+
+    assert mean_difference(batch.images.numpy(), [files[r] for r in rows], theirs) < ALLOWED
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(375, 500, 224), (150, 200, 224), (600, 450, 64)]
+)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_evaluation_crops_are_pillows(
+    tmp_path: Path, rng: np.random.Generator, height: int, width: int, size: int,
+    interpolation: str,
+) -> None:  # fmt: skip
+    files = photographs(rng, height, width)
+    crop = EvalCrop(size, interpolation=interpolation)  # type: ignore[arg-type]
+    (batch,) = make_val_loader(write(tmp_path, files), crop=crop, batch_size=N, workers=0)
+
+    def theirs(k: int, image: Image.Image) -> Image.Image:
+        scale = crop.resize / min(height, width)
+        new_width, new_height = int(width * scale), int(height * scale)
+        left, top = round((new_width - size) / 2), round((new_height - size) / 2)
+        resized = image.resize((new_width, new_height), FILTERS[interpolation])
+        return resized.crop((left, top, left + size, top + size))
+
+    assert mean_difference(batch.images.numpy(), files, theirs) < ALLOWED
