@@ -39,6 +39,13 @@ def test_a_wrong_override_names_field_value_and_remedy(word: str, says: str) -> 
         load_config(WarmupRun, None, [word])
 
 
+@pytest.mark.parametrize("share", ["0", "-0.5", "1.01", ".nan"])
+def test_an_evaluation_crop_larger_than_the_image_is_refused(share: str) -> None:
+    needed = ["data.train=x", "data.val=x", "train.model=x"]
+    with pytest.raises(ConfigError, match=r"train\.crop_pct is .*above 0 and at most 1"):
+        load_config(TrainRun, None, [*needed, f"train.crop_pct={share}"])
+
+
 def test_numbers_of_the_command_line_are_numbers() -> None:
     config = load_config(WarmupRun, None, ["warmup.lr=1e-3", "rule.params.n_kinds=8"])
     assert config.warmup.lr == 1e-3

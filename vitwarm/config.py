@@ -305,6 +305,11 @@ class TrainConfig:
                 f"train.warmup_epochs is {self.warmup_epochs}; it must lie between 0 and "
                 f"train.epochs ({self.epochs}). Shorten the ramp or train longer."
             )
+        if not 0 < self.crop_pct <= 1:
+            raise ConfigError(
+                f"train.crop_pct is {self.crop_pct}; the evaluation's crop is a share of the "
+                "resized image's shorter side, above 0 and at most 1. Use 0.875, or 1.0 for all."
+            )
         _names(self, "train", "model_kwargs")
         _check_minutes(self.checkpoint_minutes, "train.checkpoint_minutes")
 

@@ -38,10 +38,6 @@ def centre(pixels: np.ndarray, crop: EvalCrop) -> np.ndarray:
     new_h, new_w = int(target * height / short), int(target * width / short)
     out = resize(pixels, new_h, new_w, crop.interpolation)
     top, left = round((new_h - crop.size) / 2), round((new_w - crop.size) / 2)
-    if top < 0 or left < 0:  # crop_pct above 1: black around it, as torchvision has it
-        up, aside = max(-top, 0), max(-left, 0)
-        room = ((up, crop.size), (aside, crop.size), (0, 0))
-        out, top, left = np.pad(out, room), max(top, 0), max(left, 0)
     return out[top : top + crop.size, left : left + crop.size]
 
 
