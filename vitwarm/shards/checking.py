@@ -155,10 +155,11 @@ def _check_labels(
             f"{stated} classes; labels count from 0."
         )
     sizes = np.bincount(labels, minlength=findings.n_classes)
-    empty = np.flatnonzero(sizes == 0)
+    empty = np.flatnonzero(sizes[: findings.n_classes] == 0)
     if len(empty):
         findings.notes.append(
-            f"{len(empty):,} of {len(sizes):,} classes have no image (class {empty[0]} first)."
+            f"{len(empty):,} of {findings.n_classes:,} classes have no image (class {empty[0]} "
+            "first)."
         )
     _check_wnids(parts, labels, findings)
     together = [rows.labels[1:] == rows.labels[:-1] for _, rows in parts]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 #: Larger images are not decoded: a header may promise any number of pixels. The largest of
 #: ImageNet has 61 million.
@@ -102,4 +102,6 @@ def quiet() -> warnings.catch_warnings[None]:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its own text names an object in memory
+        return "it is no JPEG, PNG or WebP, or its header is damaged"
     return str(error).partition("\n")[0][:120] or type(error).__name__
