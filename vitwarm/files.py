@@ -46,8 +46,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file atomically. Raises: RunError: as `replacing`."""
-    write_bytes(path, text.encode())
+    """Writes a UTF-8 file atomically; names that are no UTF-8 keep their bytes.
+
+    Raises: RunError: as `replacing`.
+    """
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def sha256_of(path: Path) -> str:

@@ -95,7 +95,7 @@ def describe(index: ShardIndex) -> dict[str, Any]:
         "image_bytes_mean": round(float(sizes.mean())),
         "image_bytes_total": int(sizes.sum()),
         "sorted_by_class": index.is_class_sorted,
-        "first_key": index.keys[0],
+        "first_key": index.keys.raw(0).decode(errors="replace"),
         "sha256": index.sha256,
         "index": str(index.file) if index.file else None,
     }

@@ -18,7 +18,7 @@ from vitwarm.seeding import hash_bits, mix_u64
 from vitwarm.shards.bars import make_bar
 from vitwarm.shards.fraction import fraction_order
 from vitwarm.shards.shardrows import IMAGE_ENDINGS, hash_key
-from vitwarm.shards.writer import Sample, write_info, write_shards
+from vitwarm.shards.writer import Sample, check_empty, write_info, write_shards
 
 log = logging.getLogger("vitwarm")
 
@@ -71,14 +71,20 @@ def make_shards(
     Returns: the images of each split.
     Raises: ShardError: no images, a class in validation that training lacks, `out` holds shards.
     """
-    if (out / "_info.json").exists():
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
         raise ShardError(
-            f"{out} holds shards already (_info.json). Choose another folder, or remove them first."
+            f"--name is {name!r}; it begins the tars' names, so it may hold letters, digits, "
+            f"'_', '-' and '.' only. Use {_plain_name(name)!r}."
         )
     if images_per_shard < 1:
         raise ShardError(f"--images-per-shard is {images_per_shard}; it must be at least 1.")
     if not 0 <= val_share < 1:
         raise ShardError(f"--val-share is {val_share}; it must be at least 0 and below 1.")
+    home = Path(os.path.abspath(source))
+    if home.name == "train":
+        home = home.parent
+    name = name or _plain_name(home.name.partition(".")[0])
+    check_empty(out, own=f"{name}-")
     source, val = _find_parts(source, val)
     train = find_images(source)
     classes = sorted({image.class_name for image in train})
@@ -89,7 +95,6 @@ def make_shards(
         _check_classes(splits["validation"], label_of, val)
     elif val_share:
         splits = _split(train, label_of, val_share, seed)
-    name = name or re.sub(r"[^A-Za-z0-9_]+", "_", source.name.partition(".")[0]) or "images"
     lengths = {}
     for split, images in splits.items():
         keys = make_keys(images)
@@ -179,6 +184,10 @@ def _samples(
     bar.close()
 
 
+def _plain_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "_", text).strip("_") or "images"
+
+
 def _find_parts(source: Path, val: Path | None) -> tuple[Path, Path | None]:
     """Looks for `train` and `val` inside a folder."""
     if not (source / "train").is_dir():
@@ -237,7 +246,9 @@ def _with_labels(
     try:
         lines = labels.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ShardError(f"{labels} cannot be read: {error.strerror}.") from error
+        raise ShardError(
+            f"{labels} cannot be read: {error.strerror}. Give a text file of lines NAME CLASS."
+        ) from error
     class_of: dict[str, str] = {}
     for line in lines:
         words = line.replace(",", " ").split()

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitwarm.errors import ShardError
+from vitwarm.files import write_text
 from vitwarm.shards.bars import Bar, make_bar
+from vitwarm.shards.sources import is_streamed
 
 if TYPE_CHECKING:
     from vitwarm.shards.fraction import Subset
@@ -76,6 +78,11 @@ def run(args: argparse.Namespace) -> int:
     """Runs one subcommand. Returns 0; 1 where a check found problems."""
     if args.command == "make":
         return run_make(args)
+    if is_streamed(args.source):
+        raise ShardError(
+            f"{args.source!r} is streamed; `vitwarm shards {args.command}` reads shards on a disk. "
+            "Copy them there first."
+        )
     if args.command == "check":
         return _run_check(args)
     from vitwarm.shards.index import ShardIndex
@@ -97,8 +104,8 @@ def run_make(args: argparse.Namespace) -> int:
         return 0
     if len(sources) != 1:
         raise ShardError(
-            f"Two paths are needed, images and where to write, but {len(args.paths)} are given. "
-            "Use FOLDER OUT, or --digits OUT."
+            "Two paths are needed, the images and where to write, but "
+            f"{' '.join(map(str, args.paths))} is given. Use FOLDER OUT, or --digits OUT."
         )
     from vitwarm.shards.make import make_shards
 
@@ -179,17 +186,16 @@ def materialise(index: ShardIndex, subset: Subset, out: Path, *, split: str = "t
     Keys stay, so that smaller fractions of the new shards are those of the old ones. The keys lie
     in `subset.txt`; `_info.json` and `classes.txt` are written too.
 
-    Raises: ShardError: `out` holds shards already or cannot be written, or keys with folders.
+    Raises: ShardError: `out` holds shards already or cannot be written.
     """
     import numpy as np
 
     from vitwarm.seeding import hash_bits, mix_u64
     from vitwarm.shards.make import IMAGES_PER_SHARD
     from vitwarm.shards.reader import ImageReader
-    from vitwarm.shards.writer import Sample, write_info, write_shards
+    from vitwarm.shards.writer import Sample, check_empty, write_info, write_shards
 
-    if (out / "_info.json").exists():
-        raise ShardError(f"{out} holds shards already (_info.json). Choose another folder.")
+    check_empty(out)
     reader = ImageReader(index, subset.rows)
     hashes = np.asarray(index.key_hashes)[subset.rows]
     rows = subset.rows[np.argsort(mix_u64(hashes, hash_bits(0, "materialise")))]
@@ -209,8 +215,8 @@ def materialise(index: ShardIndex, subset: Subset, out: Path, *, split: str = "t
     names = classes.read_text(encoding="utf-8").splitlines() if classes.is_file() else []
     if len(names) != index.n_classes:
         names = [str(label) for label in range(index.n_classes)]
+    write_text(out / "subset.txt", "".join(f"{index.keys[row]}\n" for row in subset.rows))
     write_info(out, name, {split: lengths}, names)
-    (out / "subset.txt").write_text("\n".join(index.keys[row] for row in subset.rows) + "\n")
 
 
 class _Bars:

@@ -36,8 +36,8 @@ def write_shards(
     Args:
         n_samples: of `samples`, to spread them evenly.
     Returns: the samples of each tar by its name.
-    Raises: ShardError: a key with a dot, which every reader cuts off there; a folder that cannot be
-        written, or a full disk.
+    Raises: ShardError: a key with a dot behind its folders, which every reader cuts off there; a
+        folder that cannot be written, or a full disk.
     """
     lengths: dict[str, int] = {}
     try:
@@ -50,7 +50,7 @@ def write_shards(
         per_shard = max(1, math.ceil(n_samples / n_shards))
         with wds.ShardWriter(pattern, maxcount=per_shard, verbose=0, mtime=0) as writer:
             for sample in samples:
-                if "." in sample.key:
+                if "." in sample.key.rpartition("/")[2]:
                     raise ShardError(
                         f"The key {sample.key!r} holds a dot; a key ends at its first dot. Use "
                         f"{sample.key.replace('.', '_')!r}."
@@ -69,6 +69,22 @@ def write_shards(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return lengths
+
+
+def check_empty(folder: Path, *, own: str | None = None) -> None:
+    """Refuses to mix new shards with others.
+
+    Args:
+        own: what the new ones are called; of that name may be what a killed execution left.
+    Raises: ShardError: the folder holds shards.
+    """
+    tars = [path for path in folder.glob("*.tar") if not own or not path.name.startswith(own)]
+    others = [*folder.glob("_info.json"), *tars]
+    if others:
+        raise ShardError(
+            f"{folder} holds shards already ({min(others).name}). Choose another folder, or remove "
+            "them first."
+        )
 
 
 def write_info(
