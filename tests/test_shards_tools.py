@@ -19,7 +19,6 @@ from vitwarm.cli import main
 from vitwarm.shards import ShardIndex, choose_fraction
 from vitwarm.shards.checking import check_shards
 
-
 #: timm's reader leaves the tars to the garbage collector.
 timm_leaves_files_open = pytest.mark.filterwarnings(
     "ignore:unclosed file:ResourceWarning",
