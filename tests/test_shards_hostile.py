@@ -277,7 +277,7 @@ def test_no_command_unpickles_what_lies_beside_an_image(
         assert {Path(name).suffix for name in tar.getnames()} == {".jpg", ".cls"}
     assert main(train_words(evil, evil, tmp_path / "runs")) == 0
     with open(evil / "x-0000.tar", "rb") as stream:
-        assert len(list(_read_tar(stream, "http://host/x.tar", None))) == 17
+        assert len(list(_read_tar(stream, "http://host/x.tar", None, None))) == 17
     assert not trace.exists()
 
 

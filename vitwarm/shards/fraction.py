@@ -24,7 +24,7 @@ class Subset:
     sha256: str
     """Of the keys in sorted order, one a line; the same wherever the images lie."""
     per_class: np.ndarray
-    """int64 [n_classes], images of each class."""
+    """int64 [n_classes], images of each class; empty for a streamed source."""
     keys: list[bytes] | None = None
     """The keys in sorted order; None: all images."""
 
@@ -149,7 +149,7 @@ def choose_list(index: ShardIndex, path: str | Path) -> Subset:
 def _subset(index: ShardIndex, rows: np.ndarray) -> Subset:
     rows = rows.astype(np.int64)
     if index.streaming:
-        return Subset(rows, index.sha256, np.zeros(index.n_classes, np.int64))
+        return Subset(rows, index.sha256, np.zeros(0, np.int64))
     everything = len(rows) == index.n_images
     keys = index.keys.all_raw()
     chosen = sorted(keys if everything else (keys[row] for row in rows.tolist()))

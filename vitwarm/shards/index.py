@@ -121,6 +121,11 @@ class ShardIndex:
         return len(self.labels)
 
     @property
+    def known_classes(self) -> int | None:
+        """As `n_classes`; None for a streamed source of which nothing says it."""
+        return self.n_classes
+
+    @property
     def largest_label(self) -> int:
         """The largest label that occurs."""
         return int(self.labels.max())

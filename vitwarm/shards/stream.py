@@ -12,9 +12,9 @@ import re
 import shutil
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.error import URLError
 
 import numpy as np
 from braceexpand import braceexpand
@@ -46,6 +46,8 @@ class StreamIndex(ShardIndex):
         """Takes what `open_stream` found out."""
         self.urls = list(urls)
         self.paths = [Path(url) for url in urls]
+        #: Images of each shard, or None where nothing says how many.
+        self.lengths = [info.lengths.get(url.rpartition("/")[2]) for url in urls]
         self.label_key = label_key
         self._n_images = n_images
         self._n_classes = info.n_classes
@@ -76,6 +78,15 @@ class StreamIndex(ShardIndex):
                 "num_classes into the _info.json beside them, or give train.num_classes=..."
             )
         return self._n_classes
+
+    @property
+    def known_classes(self) -> int | None:
+        """As `n_classes`; None where nothing says it."""
+        return self._n_classes
+
+    def expect(self, n_classes: int) -> None:
+        """Makes a label from so many classes on an error when it is seen."""
+        self._n_classes = n_classes
 
     @property
     def largest_label(self) -> int:
@@ -153,7 +164,7 @@ def _fetch_info(url: str) -> Info:
         try:
             with urllib.request.urlopen(f"{folder}/{name}", timeout=20) as answer:
                 return parse_info(json.loads(answer.read(MAX_CONTENT_BYTES)), classes=None)
-        except (URLError, TimeoutError):
+        except (OSError, HTTPException):  # not there, or nobody answers
             continue
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ShardError(

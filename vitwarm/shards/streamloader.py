@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -36,8 +37,17 @@ log = logging.getLogger("vitwarm")
 #: Encoded images that a worker mixes, and how many it wants before it hands out the first.
 BUFFER, BUFFER_FIRST = 1000, 250
 
-#: Streams that break one after another before the run is stopped.
+#: Streams that break one after another, and images on end that do not decode, before the run is
+#: stopped: what comes next is no better.
 MAX_BROKEN = 5
+MAX_BAD = 100
+
+#: Why curl gave up, by its exit code.
+_CURL = {
+    3: "the address is malformed", 6: "the host is not known", 7: "the host refuses connections",
+    18: "the connection ended early", 22: "the server refuses it or has no such file",
+    28: "it took too long", 56: "the connection broke",
+}  # fmt: skip
 
 
 class Raw(NamedTuple):
@@ -48,6 +58,8 @@ class Raw(NamedTuple):
     epoch: int
     data: bytes
     label: int
+    name: str
+    """Address and key, for messages."""
 
 
 class _Stream(IterableDataset[Any]):
@@ -91,44 +103,58 @@ class _Stream(IterableDataset[Any]):
         urls = self.index.urls
         n_workers = self.world_size * max(1, self.workers)
         if not self.trains:
-            for url in urls[worker::n_workers]:
-                yield {"url": url, "epoch": 0}
+            for shard in range(worker, len(urls), n_workers):
+                yield {"shard": shard, "epoch": 0}
             return
         place = self.first_image * len(urls) // self.index.n_images + worker
         while True:
             epoch, item = divmod(place, len(urls))
             key = hash_bits(self.seed, "stream", "shards", epoch)
             turn = np.argsort(mix_u64(np.arange(len(urls)), key))
-            yield {"url": urls[turn[item]], "epoch": epoch}
+            yield {"shard": int(turn[item]), "epoch": epoch}
             place += n_workers
 
     def _samples(self, shards: Iterator[dict[str, Any]]) -> Iterator[Raw]:
-        broken = 0
+        index, broken = self.index, 0
         for shard in shards:
+            url, stated, n = index.urls[shard["shard"]], index.lengths[shard["shard"]], 0
             try:
-                with wds.gopen(shard["url"]) as stream:
-                    for sample in _read_tar(stream, shard["url"], self.index.label_key):
-                        broken = 0
+                with wds.gopen(url) as stream:
+                    for sample in _read_tar(stream, url, index.label_key, index.known_classes):
+                        n += 1
                         yield sample._replace(epoch=shard["epoch"])
+                if n != (stated or n or 1):
+                    raise EOFError(
+                        f"it holds {n:,} labelled images, but the info file says {stated:,}"
+                        if stated
+                        else "it holds no labelled images"
+                    )
+                broken = 0
             except (OSError, tarfile.TarError, EOFError) as error:
                 broken += 1
                 if not self.trains or broken >= MAX_BROKEN:
                     raise ShardError(
-                        f"{shard['url']} cannot be streamed ({_first_line(error)}). Check the "
-                        "address and the network, and give the same command again; it resumes."
+                        f"{url} cannot be streamed: {_reason(url, error)}. Check the address and "
+                        "the network, and give the same command again; it resumes."
                     ) from error
-                log.warning("%s broke off: %s", shard["url"], _first_line(error))
+                log.warning("%s broke off: %s", url, _reason(url, error))
 
     def _batches(self, samples: Iterator[Raw]) -> Iterator[Any]:
         images = empty_images(self.batch_size, self.crop.size)
         numbers = np.zeros((3, self.batch_size), np.int64)
-        n = bad = 0
+        n = bad = on_end = 0
         for sample in samples:
             try:
                 images.numpy()[n] = self._pixels(sample).transpose(2, 0, 1)
+                on_end = 0
             except UnreadableImage as error:
-                bad += 1
-                log.warning("an image of the stream does not decode (%s)", error)
+                bad, on_end = bad + 1, on_end + 1
+                log.warning("%s does not decode (%s)", sample.name, error)
+                if on_end >= MAX_BAD:
+                    raise ShardError(
+                        f"{sample.name} and {MAX_BAD - 1} images before it do not decode ({error})."
+                        " Copy the shards to a disk and run `vitwarm shards check` on them."
+                    ) from None
                 if self.trains:
                     continue  # the next one of the stream stands in
                 images.numpy()[n] = 0  # counted, with its own label: the number of images holds
@@ -142,12 +168,6 @@ class _Stream(IterableDataset[Any]):
             yield images[:n], *numbers[:, :n].copy(), bad
 
     def _pixels(self, sample: Raw) -> np.ndarray:
-        limit = self.index._n_classes
-        if limit is not None and sample.label >= limit:
-            raise ShardError(
-                f"{self.index.urls[0]}: a streamed image has the label {sample.label}, but the set "
-                f"has {limit} classes. Mend the label or the info file."
-            )
         with quiet():
             return self._crop(sample, read_header(sample.data))
 
@@ -305,7 +325,7 @@ def _unpack(shipped: Any, first: int) -> Any:
     )
 
 
-def _read_tar(stream: Any, url: str, label_key: str | None) -> Iterator[Raw]:
+def _read_tar(stream: Any, url: str, label_key: str | None, n_classes: int | None) -> Iterator[Raw]:
     """Yields the labelled images of one tar; members of one key follow one another."""
     key = b""
     parts: dict[str, bytes] = {}
@@ -323,18 +343,26 @@ def _read_tar(stream: Any, url: str, label_key: str | None) -> Iterator[Raw]:
                     "read. Take it out of the shard."
                 )
             if name != key:
-                yield from _whole(key, parts, url, label_key)
+                yield from _whole(key, parts, url, label_key, n_classes)
                 key, parts = name, {}
             content = tar.extractfile(member)
             assert content is not None
             parts[wanted] = content.read()
-    yield from _whole(key, parts, url, label_key)
+        end = tar.fileobj.read(tarfile.BLOCKSIZE)  # the second of the two blocks of zeros
+    yield from _whole(key, parts, url, label_key, n_classes)
+    if end != bytes(tarfile.BLOCKSIZE):  # tarfile takes a cut between two members for the end
+        raise EOFError("it ends without the end-of-archive mark")
+    while stream.read(1 << 16):  # a command whose output nobody reads ends with an error
+        pass
 
 
-def _whole(key: bytes, parts: dict[str, bytes], url: str, label_key: str | None) -> Iterator[Raw]:
+def _whole(
+    key: bytes, parts: dict[str, bytes], url: str, label_key: str | None, n_classes: int | None
+) -> Iterator[Raw]:
     image = next((parts[ending] for ending in IMAGE_ENDINGS if ending in parts), None)
     if image is None:
         return
+    name = f"{url}: image {key.decode(errors='replace')!r}"
     try:
         if label_key or "cls" not in parts:
             label = int(json.loads(parts["json"])[label_key or "label"])
@@ -344,12 +372,23 @@ def _whole(key: bytes, parts: dict[str, bytes], url: str, label_key: str | None)
             raise ValueError(f"{label} is out of range")
     except (KeyError, ValueError, TypeError, RecursionError, OverflowError) as error:
         raise ShardError(
-            f"{url}: image {key.decode(errors='replace')!r} has no whole number as label "
-            f"({type(error).__name__}: {str(error)[:60]}). Mend it, or name the field of KEY.json "
-            "that is the label: data.label_key=..."
+            f"{name} has no whole number as label ({type(error).__name__}: {str(error)[:60]}). "
+            "Mend it, or name the field of KEY.json that is the label: data.label_key=..."
         ) from None
-    yield Raw(hash_key(key) >> 1, 0, image, label)
+    if n_classes is not None and label >= n_classes:
+        raise ShardError(
+            f"{name} has the label {label}, but the set has {n_classes} classes; labels count from "
+            "0. Mend the label, the num_classes of the _info.json beside it, or train.num_classes."
+        )
+    yield Raw(hash_key(key) >> 1, 0, image, label, name)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0][:160] or type(error).__name__
+def _reason(url: str, error: BaseException) -> str:
+    """Says why a stream ended early; webdataset's own text is the whole call of the command."""
+    text = str(error).partition("\n")[0]
+    if found := re.search(r": exit (\d+) ", text):
+        if url.startswith("pipe:"):
+            return f"its command ended with the exit code {found[1]}"
+        why = _CURL.get(int(found[1]), "see the manual of curl")
+        return f"curl ended with the exit code {found[1]}, {why}"
+    return text[:160] or type(error).__name__

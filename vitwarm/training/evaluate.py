@@ -93,7 +93,8 @@ def evaluate(
     if found != validation.n_images:
         raise TrainingFailed(
             f"The evaluation saw {found:,} images, but data.val holds {validation.n_images:,}. "
-            "Run `vitwarm shards check` on it."
+            "Run `vitwarm shards check` on it; where it is streamed, mend the number that its "
+            "_info.json or the count behind | states."
         )
     return [
         {

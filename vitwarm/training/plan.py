@@ -18,6 +18,7 @@ from vitwarm.files import sha256_of
 from vitwarm.handoff import Audit, attach, start_from
 from vitwarm.loop import Cut, World, cut_batch, evaluation_steps, find_world
 from vitwarm.shards import Order, ShardIndex, Subset, choose_fraction, choose_list
+from vitwarm.shards.stream import StreamIndex
 from vitwarm.training.module import check_optimizer
 from vitwarm.trunk import Trunk, build_shapes, check_name, load_trunk
 from vitwarm.units import to_steps
@@ -107,6 +108,9 @@ def plan_training(config: TrainRun) -> TrainPlan:
     val = _open(config, data.val)
     subset = _choose(config, index)
     n_classes = _count_classes(config, index, val)
+    for one in (index, val):
+        if isinstance(one, StreamIndex):
+            one.expect(n_classes)
     world = find_world(config.run)
     cut = cut_batch(train.batch_size, train.micro_batch_size, world, field="train")
     if (train.mixup or train.cutmix) and cut.micro_batch_size % 2:
@@ -203,7 +207,8 @@ def _choose(config: TrainRun, index: ShardIndex) -> Subset:
 def _count_classes(config: TrainRun, train: ShardIndex, val: ShardIndex) -> int:
     asked = config.train.num_classes
     if asked is None:
-        return max(train.n_classes, val.n_classes)
+        known = [index.known_classes for index in (train, val) if index.known_classes]
+        return max(known) if known else train.n_classes
     for where, index in (("data.train", train), ("data.val", val)):
         if index.largest_label >= asked:
             raise ShardError(
