@@ -120,6 +120,26 @@ def test_the_scale_keeps_the_published_damping(eps: float, width: int) -> None:
     assert damping(eps, published_scale(eps, width)) == pytest.approx(damping(1e-6, 0.02))
 
 
+@pytest.mark.parametrize(
+    ("name", "damping"),
+    [
+        ("vit_tiny_patch16_224", "published"),
+        ("vit_small_patch16_rope_224", "published"),  # rotary alone: no position vectors
+        ("beit_base_patch16_224", "published"),  # a relative table alone
+        ("vit_base_patch16_clip_224", "published"),  # epsilon 1e-5
+        ("vit_relpos_small_patch16_rpn_224", "none"),  # post-norm, relative
+        ("vit_base_patch16_rpn_224", "none"),  # post-norm, absolute
+    ],
+)
+def test_tokens_enter_with_the_variance_that_the_policy_states(name: str, damping: str) -> None:
+    tokens = TokenModel(build_model(name, seed=0, **SMALL), n_ids=17)
+    x_BTD = tokens.model.patch_embed(_ids(tokens, 17, n_sequences=64))
+    v = float(x_BTD.square().mean())
+    eps = float(tokens.facts["norm_eps"])
+    wanted = 2 * 0.02**2 / 32 * eps / 1e-6 if damping == "published" else 1.0
+    assert v == pytest.approx(wanted, rel=0.05)
+
+
 def test_the_scale_never_damps_more_than_in_a_vit_b() -> None:
     assert published_scale(1e-6, 768) == pytest.approx(0.02)
     assert published_scale(1e-6, 3072) == pytest.approx(0.04)

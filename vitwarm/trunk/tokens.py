@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,7 +24,13 @@ from vitwarm.trunk.swap import (
     unfold_for,
     width_in,
 )
-from vitwarm.trunk.vectors import PUBLISHED_EPS, published_scale, random_units, token_table
+from vitwarm.trunk.vectors import (
+    PUBLISHED_EPS,
+    published_scale,
+    random_units,
+    token_table,
+    unit_scale,
+)
 
 
 class TokenModel(nn.Module):
@@ -73,11 +78,14 @@ class TokenModel(nn.Module):
             resize(model, self.grid)
         pre_normed, eps = first_norm(model)
         width = width_in(model)
-        scale = published_scale(eps, width) if pre_normed else math.sqrt(width / 2)
+        own = own_order(model, family)
+        n_vectors = 1 if own else 2
+        scale = unit_scale(width, n_vectors=n_vectors)
+        if pre_normed:
+            scale = published_scale(eps, width, n_vectors=n_vectors)
         token_scale = scale if token_scale is None else token_scale
         position_scale = scale if position_scale is None else position_scale
         table, embedding = token_table(n_ids, width, seed=seed)
-        own = own_order(model, family)
         positions = None if own else random_units(self.n_tokens, width, seed=seed, name="positions")
         embed = TokenEmbed(
             table * token_scale,
@@ -96,7 +104,7 @@ class TokenModel(nn.Module):
             "positions": own or "random unit vectors, frozen",
             "position_scale": "0" if own else f"{position_scale:.6g}",
             "norm_eps": f"{eps:g}",
-            "scale_policy": _policy(pre_normed),
+            "scale_policy": _policy(pre_normed, n_vectors),
             "final_norm": self._late_norm or "the model's own",
         }
         trunk = set(trunk_names(model))
@@ -135,7 +143,8 @@ class TokenModel(nn.Module):
         return y
 
 
-def _policy(pre_normed: bool) -> str:
-    if pre_normed:
-        return "0.02 x sqrt(eps / 1e-6) x sqrt(max(width, 768) / 768)"
-    return "unit variance per channel (no norm before the first attention)"
+def _policy(pre_normed: bool, n_vectors: int) -> str:
+    if not pre_normed:
+        return "unit variance per channel (no norm before the first attention)"
+    alone = " x sqrt(2) (no position vectors)" if n_vectors == 1 else ""
+    return f"0.02 x sqrt(eps / 1e-6) x sqrt(max(width, 768) / 768){alone}"
