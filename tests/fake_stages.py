@@ -122,10 +122,15 @@ def check_init(config: InitConfig) -> None:
     pass
 
 
+def check_trunk(label: str, warm: WarmupRun, train: TrainRun) -> None:
+    pass
+
+
 FAKE = Stages(
     plan_warmup=plan_warmup,
     count_images=count_images,
     find_training=find_training,
     check_init=check_init,
+    check_trunk=check_trunk,
     run_row=run_row,
 )

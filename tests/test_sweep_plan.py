@@ -12,12 +12,12 @@ import pytest
 from fake_stages import FAKE
 
 from vitwarm.config import SweepConfig, TrainRun, WarmupRun, load_config
-from vitwarm.errors import ConfigError
+from vitwarm.errors import ConfigError, HandoffError, ModelError
 from vitwarm.records import Record
 from vitwarm.rules import make_rule
 from vitwarm.sweep.plan import extra_steps, make_plan, resolve
 from vitwarm.sweep.rows import Plan, Row, load_plan, save_plan
-from vitwarm.sweep.stages import check_init
+from vitwarm.sweep.stages import check_init, check_trunk
 
 BASE = """
 name: digits
@@ -123,6 +123,68 @@ arms:
     by_arm = {row.arms[0]: train_config(row).handoff for row in trainings(plan)}
     assert by_arm["late"].blocks == "-4:"
     assert by_arm["attention"].scope == "attention"
+
+
+SMALL_WARM = "{embed_dim: 32, depth: 2, num_heads: 2, img_size: 8, patch_size: 2}"
+
+
+@pytest.mark.parametrize(
+    ("train", "warm", "says"),
+    [
+        ("{embed_dim: 48, depth: 2, num_heads: 2}", {}, r"arms\.dyck.*\(the width differs\)"),
+        ("{embed_dim: 32, depth: 3, num_heads: 2}", {}, r"trunk is of 2 blocks, the model has 3"),
+        ("{embed_dim: 32, depth: 2, num_heads: 4}", {}, r"2 attention heads, the model 4"),
+        (
+            "{embed_dim: 32, depth: 2, num_heads: 2, mlp_ratio: 2}", {},
+            r"\(the MLP ratio differs\)",
+        ),
+        (
+            "{embed_dim: 32, depth: 2, num_heads: 2}",
+            {"warmup.model": "vit_relpos_small_patch16_224", "warmup.n_tokens": 15},
+            r"n_tokens is 15.*takes its patch count, 16, alone",
+        ),
+    ],
+)  # fmt: skip
+def test_a_trunk_that_will_not_fit_is_refused_before_its_warm_up_runs(
+    tmp_path: Path, train: str, warm: dict[str, Any], says: str
+) -> None:
+    arms = f"""
+base: base.yaml
+match: steps
+warmup_seeds: shared
+set: {{train.model: vit_tiny_patch16_224, train.model_kwargs: {train}}}
+arms:
+  default: {{}}
+  dyck: {{warmup: warm.yaml, set: {json.dumps({"warmup.model_kwargs": "KWARGS", **warm})}}}
+""".replace('"KWARGS"', SMALL_WARM)
+    path = write_recipes(tmp_path, arms)
+    config = load_config(SweepConfig, path, [f"run.root={tmp_path / 'runs'}"])
+    stages = dataclasses.replace(FAKE, check_trunk=check_trunk)
+    with pytest.raises((HandoffError, ModelError), match=says) as refused:
+        make_plan(config, recipe=path, stages=stages)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_trunk_that_fits_is_checked_once(tmp_path: Path) -> None:
+    """Another patch size, image size and head are no misfit; seeds and fractions ask no more."""
+    asked = []
+
+    def watched(label: str, warm: WarmupRun, train: TrainRun) -> None:
+        asked.append(label)
+        check_trunk(label, warm, train)
+
+    kwargs = "{embed_dim: 32, depth: 2, num_heads: 2, patch_size: 8}"
+    sweep = THREE_ARMS.replace("rule.name:", f"warmup.model_kwargs: {SMALL_WARM}, rule.name:")
+    sweep = sweep.replace(
+        "dyck: {warmup: warm.yaml}",
+        f"dyck: {{warmup: warm.yaml, set: {{warmup.model_kwargs: {SMALL_WARM}}}}}",
+    )
+    sweep += f"set: {{train.model: vit_tiny_patch16_224, train.model_kwargs: {kwargs}}}\n"
+    path = write_recipes(tmp_path, sweep)
+    config = load_config(SweepConfig, path, [f"run.root={tmp_path / 'runs'}"])
+    make_plan(config, recipe=path, stages=dataclasses.replace(FAKE, check_trunk=watched))
+    assert asked == ["dyck"]
 
 
 def test_keys_are_stable_and_do_not_depend_on_paths_or_order(tmp_path: Path) -> None:

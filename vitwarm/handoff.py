@@ -33,7 +33,7 @@ from vitwarm.trunk import (
 )
 from vitwarm.trunk.select import Blocks, Scope, block_prefixes
 
-__all__ = ["Audit", "AuditEntry", "attach", "export_model", "start_from"]
+__all__ = ["Audit", "AuditEntry", "attach", "check_fit", "export_model", "start_from"]
 
 
 def attach(
@@ -106,6 +106,18 @@ def carry(
         metadata=trunk.metadata,
         notes=_notes(trunk, vit, pairs),
     )
+
+
+def check_fit(
+    trunk: Trunk, vit: nn.Module, *, where: str, scope: Scope = "all", blocks: Blocks = None
+) -> None:
+    """Refuses a trunk that a model cannot take, by names and shapes alone (meta tensors will do).
+
+    Args:
+        where: how the message calls the two: `{where} do not fit: ...`.
+    Raises: HandoffError: as `attach`.
+    """
+    _match(trunk, vit, scope=scope, blocks=blocks, where=where)
 
 
 def start_from(

@@ -93,6 +93,7 @@ class _Planner:
         self.facts: dict[str, WarmupFacts] = {}
         self.recipes: dict[str, WarmupRun] = {}
         self.variants: dict[str, TrainRun] = {}
+        self.fitting: set[str] = set()
         self.axes = split_axes(config)
 
     def make(self) -> Plan:
@@ -162,6 +163,7 @@ class _Planner:
         config = set_fields(config, changes)
         trunk = extra = None
         if arm.warmup:
+            self._check_trunk(name, self._warmup_config(arm, warm, config.seed), config)
             trunk = self._add_warmup(name, arm, warm, config.seed)
         elif arm.init:
             trunk = self._add_init(name, arm, warm, config)
@@ -246,6 +248,15 @@ class _Planner:
         )  # fmt: skip
         self.warmups[key] = row
         return row
+
+    def _check_trunk(self, name: str, warm: WarmupRun, train: TrainRun) -> None:
+        """Once per pair of models: building them takes a tenth of a second."""
+        shapes = [warm.warmup.model, warm.warmup.model_kwargs, warm.warmup.n_tokens]
+        shapes += [train.train.model, train.train.model_kwargs, train.train.img_size]
+        key = json.dumps([*shapes, train.handoff.scope, train.handoff.blocks], default=str)
+        if key not in self.fitting:
+            self.stages.check_trunk(name, warm, train)
+            self.fitting.add(key)
 
     def _add_init(self, name: str, arm: ArmConfig, warm: dict[str, Any], train: TrainRun) -> Row:
         assert arm.init is not None

@@ -102,6 +102,36 @@ def check_init(config: InitConfig) -> None:
         ) from error
 
 
+def check_trunk(label: str, warm: WarmupRun, train: TrainRun) -> None:
+    """Refuses an arm whose warm-up makes no trunk for the arm's image model, before either runs.
+
+    Both models are built on torch's meta device: names and shapes, no memory.
+
+    Raises: HandoffError: the first tensor that does not fit; ModelError: a model that cannot be
+        built, or not warmed up at this length.
+    """
+    import torch
+
+    from vitwarm.handoff import check_fit
+    from vitwarm.training.plan import model_kwargs
+    from vitwarm.trunk import Trunk, build_shapes, trunk_names
+    from vitwarm.warmup import make_token_model
+
+    with torch.device("meta"):
+        tokens = make_token_model(warm)
+    state = tokens.model.state_dict()
+    trunk = Trunk({n: state[n] for n in trunk_names(tokens.model)}, tokens.facts, sha256="")
+    vit = build_shapes(train.train.model, **model_kwargs(train, n_classes=1))
+    check_fit(
+        trunk,
+        vit,
+        where=f"arms.{label}: the trunk of its warm-up ({warm.warmup.model}) and train.model "
+        f"{train.train.model}",
+        scope=train.handoff.scope,
+        blocks=train.handoff.blocks,
+    )
+
+
 def run_row(config: Config) -> None:
     """Runs one row to its end, in this process."""
     if isinstance(config, WarmupRun):
@@ -128,6 +158,7 @@ class Stages:
     count_images: Callable[[TrainRun], int] = count_images
     find_training: Callable[[TrainRun], Path] = find_training
     check_init: Callable[[InitConfig], None] = check_init
+    check_trunk: Callable[[str, WarmupRun, TrainRun], None] = check_trunk
     run_row: Callable[[Config], None] = run_row
 
 
