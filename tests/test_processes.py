@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from vitwarm.records import read_metrics, read_records
+from vitwarm.trunk import load_trunk
 
 ROOT = Path(__file__).parent.parent
 WARMUP = [
@@ -38,17 +40,38 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(folder) if line["kind"] == "train"]
 
 
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_trunk(folder / "trunk.safetensors").tensors
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The largest difference between two trunks in any weight."""
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one_and_a_run_moves_between_them(tmp_path: Path) -> None:
+    """Losses and weights, whoever computes how much of a batch at once, and after a move too."""
     one = launch(tmp_path / "one")
-    two = launch(tmp_path / "two", processes=2)
     assert len(losses(one)) == 5
-    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    two = launch(tmp_path / "two", processes=2)
+    parts = launch(tmp_path / "parts", "warmup.micro_batch_size=2", processes=2)
     (record,) = read_records(two)
     assert record.warmup_samples == 320
 
     # Begun by two processes, stopped by the time limit, gone on with by one in micro-batches.
-    moved = tmp_path / "moved"
-    launch(moved, "run.time_limit_minutes=1e-9", processes=2, code=1)
-    folder = launch(moved, "warmup.micro_batch_size=4")
-    assert losses(folder)[-2:] == pytest.approx(losses(one)[-2:], rel=1e-4)
+    launch(tmp_path / "fewer", "run.time_limit_minutes=1e-9", processes=2, code=1)
+    fewer = launch(tmp_path / "fewer", "warmup.micro_batch_size=4")
+    # And the other way round.
+    launch(tmp_path / "more", "run.time_limit_minutes=1e-9", "warmup.micro_batch_size=4", code=75)
+    more = launch(tmp_path / "more", "warmup.micro_batch_size=4", processes=2)
+
+    expected = losses(one)
+    for folder in (two, parts):
+        assert losses(folder) == pytest.approx(expected, rel=1e-5)
+    for folder in (fewer, more):  # what a stop has not logged yet is in no later line
+        assert losses(folder)[-2:] == pytest.approx(expected[-2:], rel=1e-5)
+    for folder in (two, parts, fewer, more):
+        # One step with another gradient would move a weight by the learning rate, 2e-3.
+        assert 0 < distance(weights(folder), weights(one)) < 1e-4
