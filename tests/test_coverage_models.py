@@ -1,17 +1,22 @@
 """Nearly every transformer of timm can be warmed up and handed off; every class really learns."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file
 from timm.models.volo import VOLO
-from torch import nn
+from torch import Tensor, nn
 
 from vitwarm.doctor import OTHER_TRANSFORMERS, check_model, model_names
+from vitwarm.handoff import attach, export_model
 from vitwarm.masking import IGNORE, make_batch
 from vitwarm.rules import make_rule
 from vitwarm.seeding import torch_seeded
-from vitwarm.trunk import TokenModel, build_model
+from vitwarm.trunk import TokenModel, build_model, save_trunk, trunk_names
+from vitwarm.trunk.family import PREFIX_TOKENS
 
 pytestmark = pytest.mark.slow
 
@@ -118,6 +123,93 @@ def _steps_until(tokens: TokenModel, *, n_kinds: int, goal: float, at_most: int)
         if running >= goal:
             return step + 1
     return None
+
+
+def _two_steps(tokens: TokenModel, n_ids: int) -> None:
+    """Two, because Swin v2 begins with norms of weight zero: at first nothing else has a slope."""
+    ids_BT = torch.arange(2 * tokens.n_tokens).reshape(2, -1) % n_ids
+    trained = [p for p in tokens.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        tokens(ids_BT).square().mul(torch.arange(tokens.width)).sum().backward()
+        optimizer.step()
+
+
+def _moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+#: Classes whose blocks hold windows or tables of one grid: their patch count, nothing else.
+OF_ONE_GRID = ("VisionTransformerRelPos", "VisionTransformerSAM", "Hiera", "Swin", "VOLO")
+
+
+@pytest.mark.parametrize("what", SMALL_ONES)
+def test_every_class_hands_off_what_it_trained(what: str, tmp_path: Path) -> None:
+    """Two real steps move trunk and prefix tokens and nothing else; timm alone loads the export.
+
+    Real numbers, more ids than channels, and a grid that is not square where the class takes one.
+    """
+    name, kwargs = SMALL_ONES[what]
+    if what not in ("ConVit", "VOLO", "hybrid"):
+        side = kwargs["img_size"]
+        kwargs = {**kwargs, "img_size": (side, 2 * side)}
+    tokens = TokenModel(_build(name, kwargs), n_ids=130)
+    before = {k: v.clone() for k, v in tokens.state_dict().items()}
+    _two_steps(tokens, 130)
+    after = tokens.state_dict()
+    trunk = {f"model.{n}" for n in trunk_names(tokens.model)}
+    own = {n for n in before if n.split(".")[-1] in PREFIX_TOKENS or n.startswith("unfold.")}
+    assert trunk <= _moved(before, after) <= trunk | own
+    if not name:  # no name of timm's builds so small a VOLO
+        return
+
+    path = save_trunk(tmp_path / "trunk.safetensors", tokens, {})
+    vit, audit = attach(path, model=name, **kwargs)
+    assert {f"model.{n}" for n in audit.carried} == trunk
+    assert all(torch.equal(vit.state_dict()[n], after[f"model.{n}"]) for n in audit.carried)
+    export = export_model(vit, tmp_path / "export", facts={})
+    plain = timm.create_model(name, **kwargs).eval()
+    plain.load_state_dict(load_file(export / "model.safetensors"), strict=True)
+    loaded = timm.create_model(f"local-dir:{export}", pretrained=True).eval()
+    sides = kwargs.get("img_size", (32, 32))
+    images = torch.ones(1, 3, *(sides if isinstance(sides, tuple) else (sides, sides)))
+    with torch.no_grad():
+        logits = vit.eval()(images)
+        assert torch.isfinite(logits).all()
+        assert torch.equal(plain(images), logits)
+        assert torch.equal(loaded(images), logits)
+
+
+# timm's own, where it resamples a table of relative positions
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*searchsorted.*non-contiguous:UserWarning")
+@pytest.mark.parametrize(
+    ("what", "n_tokens"),
+    [
+        (what, n_tokens)
+        for what in SMALL_ONES
+        for n_tokens in (15, 49)
+        if not what.startswith(OF_ONE_GRID) and (what, n_tokens) != ("ConVit", 15)
+    ],
+)
+def test_every_class_without_a_grid_takes_any_length(what: str, n_tokens: int) -> None:
+    """49: patches of 32 at 224 pixels; 15: no square, so not for ConViT."""
+    tokens = TokenModel(_build(*SMALL_ONES[what]), n_ids=18, n_tokens=n_tokens)
+    _two_steps(tokens, 18)
+    assert all(bool(torch.isfinite(p).all()) for p in tokens.parameters())
+
+
+@pytest.mark.parametrize("patch_size", [4, 14, 32])
+@pytest.mark.parametrize("what", ["VisionTransformer", "Eva", "Beit", "NaFlexVit"])
+def test_patches_of_any_size(what: str, patch_size: int) -> None:
+    """As DINOv2 (14) and ViT-B/32; 1,369 tokens are DINOv2's 518 pixels."""
+    side = 37 if patch_size == 14 and what == "VisionTransformer" else 7
+    name, kwargs = SMALL_ONES[what]
+    sizes = {"patch_size": patch_size, "img_size": side * patch_size}
+    tokens = TokenModel(_build(name, {**kwargs, **sizes}), n_ids=18)
+    assert tokens.n_tokens == side * side
+    _two_steps(tokens, 18)
 
 
 @pytest.mark.parametrize("what", SMALL_ONES)
