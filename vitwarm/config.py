@@ -110,7 +110,7 @@ class WarmupConfig:
     compile: Switch = "auto"
     """torch.compile per block; `auto`: on a GPU only. The choice is kept on resume."""
     token_scale: float | None = None
-    """Norm of a token's vector; none: the stated policy per LayerNorm epsilon (trunk.py)."""
+    """Norm of a token's vector; none: the policy per LayerNorm epsilon in trunk/vectors.py."""
     position_scale: float | None = None
     """Norm of a position's vector; none: the same policy."""
     hide_share: float | None = None
