@@ -19,6 +19,7 @@ from vitwarm.shards import (
     make_train_loader,
     make_val_loader,
 )
+from vitwarm.shards.decode import UnreadableImage, decode, read_header
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 N = 6
@@ -106,3 +107,38 @@ def test_evaluation_crops_are_pillows(
         return resized.crop((left, top, left + size, top + size))
 
     assert mean_difference(batch.images.numpy(), files, theirs) < ALLOWED
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"subsampling": "4:4:4"},
+        {"subsampling": "4:2:2"},
+        {"subsampling": "4:2:0"},
+        {"subsampling": "4:2:0", "restart_marker_rows": 1},
+        {"comment": b"\xff\xc0" * 20},
+    ],
+)
+@pytest.mark.parametrize("reduction", [1, 2, 4])
+def test_the_rows_that_a_crop_needs_are_those_of_the_whole_image(
+    rng: np.random.Generator, how: dict[str, object], reduction: int
+) -> None:
+    image = read_header(encode(smooth(rng, 207, 133), quality=90, **how))
+    whole = decode(image, reduction=reduction)
+    for rows in (1, 8, 64, 100, 177, 206, 207):
+        upper = decode(image, reduction=reduction, rows=rows)
+        needed = -(-rows // reduction)
+        assert len(upper) >= needed
+        assert np.array_equal(upper[:needed], whole[:needed])
+    assert len(decode(image, reduction=reduction, rows=64)) <= 96 // reduction
+
+
+def test_images_that_cannot_be_decoded_in_part_are_decoded_whole(rng: np.random.Generator) -> None:
+    pixels = smooth(rng, 207, 133)
+    jpeg = encode(pixels, quality=90)
+    for data in (encode(pixels, quality=90, progressive=True), jpeg + b"\0", encode(pixels, "png")):
+        image = read_header(data)
+        assert np.array_equal(decode(image, rows=16), decode(image))
+        assert len(decode(image)) == 207
+    with pytest.raises(UnreadableImage):  # though the rows asked for are there
+        decode(read_header(jpeg[: len(jpeg) * 3 // 4]), rows=16)

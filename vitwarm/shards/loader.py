@@ -160,17 +160,18 @@ class _Batches(Dataset[Shipped | Failure]):
         widths = np.array([image.width for image in encoded])
         boxes = crop.boxes(self.seed, epochs, rows, heights, widths)
         reductions = crop.reduction(boxes).tolist()
+        ends = np.ceil(boxes[:, 0] + boxes[:, 2]).astype(int).tolist()
         for group in _groups(len(rows)):
             decoded = []
             for k in group:
                 try:
-                    pixels = decode(encoded[k], reduction=reductions[k])
+                    pixels = decode(encoded[k], reduction=reductions[k], rows=ends[k])
                 except UnreadableImage:
                     shown[k], pixels = reader.first_good(int(shown[k]), reader.pixels)
                     where = (int(epochs[k]), int(rows[k]), *pixels.shape[:2])
                     boxes[k] = crop.box(self.seed, *where)
                 else:
-                    if reductions[k] > 1 and pixels.shape[0] < encoded[k].height:
+                    if reductions[k] > 1 and pixels.shape[1] < encoded[k].width:
                         boxes[k, :4] /= reductions[k]
                 decoded.append(pixels)
             for k, pixels in zip(group, decoded, strict=True):
