@@ -8,6 +8,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from shard_maker import sample, tiny_set, write_set, write_tar
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from vitwarm.errors import ShardError
 from vitwarm.shards import (
@@ -29,6 +32,8 @@ from vitwarm.shards import (
     make_val_loader,
 )
 from vitwarm.shards import workers as worker_module
+from vitwarm.shards.loader import Shipped, unpack
+from vitwarm.shards.slabs import Slabs
 
 __all__ = ["tiny_set"]
 
@@ -300,3 +305,61 @@ def test_images_of_several_sizes_cannot_be_resident(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"data\.resident: image .* 9 x 9 pixels, others 8 x 8"):
         decode_all(index, np.arange(32))
     assert decode_all(index, np.arange(32), 8).images.shape == (32, 3, 8, 8)
+
+
+def test_a_slab_comes_back_with_its_last_tensor() -> None:
+    slabs = Slabs(2, 4, 8)
+    first = slabs.lend()
+    assert first is not None
+    slabs.pixels(first, 3)[:] = 7
+    images = slabs.ship(first, 3).receive()
+    assert images.shape == (3, 3, 8, 8)
+    assert (images == 7).all()
+    second = slabs.lend()
+    assert slabs.lend() is None
+    view = images[1:]
+    del images
+    assert slabs.lend() is None
+    del view
+    assert slabs.lend() == first
+    slabs.recall()  # neither has arrived
+    assert {slabs.lend(), slabs.lend()} == {first, second}
+
+
+def test_pinned_copies_free_their_slab_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    slabs = Slabs(1, 2, 8)
+    slab = slabs.lend()
+    assert slab is not None
+    slabs.pixels(slab, 2)[:] = 5
+    none = np.zeros(2, np.int64)
+    shipped = pin_memory(Shipped(slabs.ship(slab, 2), none, none, none, none, 0))
+    assert slabs.lend() == slab
+    assert (unpack(shipped).images == 5).all()
+
+
+def test_batches_share_memory_in_turns(index: ShardIndex) -> None:
+    order = Order(index, np.arange(N), seed=0)
+    how = {"crop": CROP, "seed": 0, "batch_size": 4, "micro_batch_size": 4, "n_steps": 24}
+    loader = make_train_loader(index, order, workers=1, **how)  # type: ignore[arg-type]
+    places = [batch.images.data_ptr() for batch in loader]
+    assert len(set(places)) < 8  # made ahead, shown, and on its way
+    some = iter(loader)
+    next(some)
+    assert {batch.images.data_ptr() for batch in loader} <= set(places)  # none was lost with it
+
+
+@pytest.mark.slow
+def test_a_script_that_keeps_its_loader_comes_to_an_end(tiny_set: Path) -> None:
+    """Globals live until the interpreter exits, which used to wait for the workers for ever."""
+    code = (
+        "import sys, numpy as np\n"
+        "from vitwarm.shards import Order, ShardIndex, TrainCrop, make_train_loader\n"
+        "index = ShardIndex.open(sys.argv[1])\n"
+        "loader = make_train_loader(index, Order(index, np.arange(32), seed=0), crop=TrainCrop(8),"
+        " seed=0, batch_size=4, micro_batch_size=4, n_steps=4, workers=1)\n"
+        "batches = iter(loader)\n"
+        "next(batches)\n"
+    )
+    run = [sys.executable, "-c", code, str(tiny_set)]
+    assert subprocess.run(run, check=False, timeout=60).returncode == 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -22,6 +24,8 @@ _SHM = Path("/dev/shm")
 _PREFETCH = 4
 #: More than this ahead, over all workers, only costs memory.
 _AHEAD_BYTES = 1 << 30
+
+_running: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def count_workers(world_size: int = 1) -> int:
@@ -89,7 +93,21 @@ def make_data_loader(
 def start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
     """Returns an iterator over a loader; the workers start now if they have not yet."""
     with _any_number():
-        return iter(loader)
+        iterator = iter(loader)
+    if loader.num_workers and iterator not in _running:
+        _running.add(iterator)
+        atexit.register(_stop_workers, weakref.ref(iterator))
+    return iterator
+
+
+def _stop_workers(iterator: Callable[[], Any]) -> None:
+    """Ends workers that are still there when the main process exits.
+
+    multiprocessing would send them a SIGTERM each, which they pass over, and then wait for ever.
+    """
+    alive = iterator()
+    if alive is not None:
+        alive._shutdown_workers()
 
 
 def _any_number() -> warnings.catch_warnings[None]:
