@@ -148,7 +148,8 @@ Policy = RandAugment | ThreeAugment
 def parse_policy(text: str | None) -> Policy | None:
     """Returns the policy of a timm name: `rand-m9-mstd0.5-inc1`, `3a`, or None for none.
 
-    Raises: ConfigError: another name, or a section that timm does not know.
+    Raises: ConfigError: another name, a section that timm does not know, or a number that makes no
+        sense there.
     """
     allowed = "rand-m9-mstd0.5-inc1 (sections m n p mstd mmax inc) or 3a; leave it out for none"
     if text is None or text in ("", "none"):
@@ -170,15 +171,36 @@ def parse_policy(text: str | None) -> Policy | None:
                 f"train.aa is {text!r}; {section!r} is unknown. Allowed is {allowed}."
             )
         facts[match[1]] = value
+    _check_numbers(text, facts)
     std = facts.get("mstd", 0.0)
     return RandAugment(
         magnitude=facts.get("m", LEVEL_MAX),
         magnitude_std=np.inf if std > 100 else std,
-        magnitude_max=facts.get("mmax") or LEVEL_MAX,
+        magnitude_max=facts.get("mmax", LEVEL_MAX),
         n_layers=int(facts.get("n", 2)),
         prob=facts.get("p", 0.5),
         increasing=bool(facts.get("inc", 0)),
     )
+
+
+def _check_numbers(text: str, facts: dict[str, float]) -> None:
+    magnitude, highest = facts.get("m", LEVEL_MAX), facts.get("mmax", LEVEL_MAX)
+    if magnitude > highest:
+        raise ConfigError(
+            f"train.aa is {text!r}, but magnitudes go from 0 to {highest:g}; timm would clip it "
+            f"without a word. Use m{highest:g} or less (mmax, the highest, is 10 unless given)."
+        )
+    for name, meaning, low, high in (
+        ("mmax", "the highest magnitude", 1, np.inf),
+        ("n", "the number of operations per image, a whole number", 1, np.inf),
+        ("p", "the probability of each operation", 0, 1),
+    ):
+        value = facts.get(name, 1)
+        if not low <= value <= high or (name == "n" and value % 1):
+            bounds = f"from {low} to {high}" if np.isfinite(high) else f"at least {low}"
+            raise ConfigError(
+                f"train.aa is {text!r}; {name}{value:g} is {meaning}, and must be {bounds}."
+            )
 
 
 def arguments(
