@@ -502,7 +502,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(shards: Path, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
-def test_bf16_and_compile_run(shards: Path, tmp_path: Path) -> None:
+def test_bf16_and_bce_leave_the_weights_in_fp32(shards: Path, tmp_path: Path) -> None:
     config = tiny(shards, tmp_path, "train.precision=bf16", "train.steps=4", "train.bce_loss=true")
     record = run_training(config)
     assert isinstance(record, Record)
