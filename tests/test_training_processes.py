@@ -156,7 +156,7 @@ RECIPES = sorted((ROOT / "configs" / "train").glob("*.yaml"))
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_takes_a_few_steps(tmp_path: Path, recipe: Path) -> None:
     """With one block and few images, but its own width, operations, optimiser and schedule."""
-    write_tiny_shards(tmp_path / "shards", n_train=8, n_val=4, size=40)
+    write_tiny_shards(tmp_path / "shards", n_train=8, n_val=4, size=80, ending="jpg")
     words = [
         *where(tmp_path / "shards"), f"run.root={tmp_path / 'runs'}", "run.progress=false",
         "run.device=cpu", "run.workers=0", "train.batch_size=4", "train.micro_batch_size=2",
@@ -165,3 +165,20 @@ def test_every_recipe_takes_a_few_steps(tmp_path: Path, recipe: Path) -> None:
     record = run_training(load_config(TrainRun, recipe, words))
     assert record.steps == 2
     assert record.name == recipe.stem
+    assert record.n_val_images == 4
+
+
+@pytest.mark.slow
+def test_a_recipe_in_two_processes_is_the_one_in_one(tmp_path: Path) -> None:
+    """The paper's: mixing, RandAugment and erasing in micro-batches, its width and size shrunk."""
+    write_tiny_shards(tmp_path / "shards", size=80, ending="jpg")
+    words = ("--config", "train/imagenet1k_vit_base_300ep", "train.micro_batch_size=4")
+    runs = [
+        launch(tmp_path / "shards", tmp_path / str(n), *words, "run.workers=1", processes=n)
+        for n in (1, 2)
+    ]
+    one, two = map(losses, runs)
+    assert len(one) == 5
+    assert two == pytest.approx(one, rel=1e-4)
+    (record,) = read_records(runs[1])
+    assert (record.name, record.n_val_images) == ("imagenet1k_vit_base_300ep", 27)
