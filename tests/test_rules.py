@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vitwarm.errors import RuleError
@@ -74,6 +74,12 @@ def rules(draw: st.DrawFn, name: str) -> Rule:
     return make_rule(name, **draw(PARAMS[name]))
 
 
+#: Parameters under which a single hidden token is always determined by the others.
+UNIQUE: dict[str, dict[str, Any]] = {
+    "shuffle-dyck": {"ending": "balanced"},
+    "eca": {"hidden": "last_rows", "width": None},
+}
+
 LENGTHS = st.integers(20, 50)
 SEEDS = st.integers(-(2**40), 2**40)
 STARTS = st.integers(0, 2**40)
@@ -123,6 +129,14 @@ def test_hidden_tokens_may_be_hidden_and_can_be_solved(name: str, data: st.DataO
     assert not (hidden & ~rule.maskable(ids)).any()
     pads = ids == (-1 if rule.pad_id is None else rule.pad_id)
     assert not (hidden & pads).any()
+    rows = np.arange(start, start + N_ROWS, dtype=np.uint64)
+    maskable, share = rule.may_hide(ids, seed, rows)
+    n_maskable = maskable.sum(axis=1)
+    sd = np.sqrt(n_maskable @ (share * (1 - share)))
+    assert abs(hidden.sum() - n_maskable @ share) <= 4.5 * sd + 1e-9
+    cut = data.draw(st.integers(0, N_ROWS - 1))
+    again = make_batch(rule, seed=seed, start=start + cut, n_sequences=N_ROWS - cut, n_tokens=asked)
+    np.testing.assert_array_equal(again.target_ids, batch.target_ids[cut:])
     if rule.determined:
         np.testing.assert_array_equal(rule.solve(visible), ids)
     elif rule.name in ("copy", "eca"):
@@ -132,6 +146,25 @@ def test_hidden_tokens_may_be_hidden_and_can_be_solved(name: str, data: st.DataO
     else:
         with pytest.raises(RuleError, match="nothing to solve"):
             rule.solve(visible)
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if name != "random"])
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_wrong_token_where_only_one_is_right_is_refused(name: str, data: st.DataObject) -> None:
+    """Where one hidden token is determined by all others, any other one leaves the language."""
+    params = {**data.draw(PARAMS[name]), **UNIQUE.get(name, {})}
+    rule = make_rule(name, **params)
+    n_tokens = rule.fit_length(data.draw(LENGTHS))
+    (word,) = rule.sample(data.draw(SEEDS), 0, 1, n_tokens)
+    places = np.flatnonzero(rule.maskable(word)[0])
+    assume(len(places))
+    place = data.draw(st.sampled_from(places.tolist()))
+    wrong = np.repeat(word[None], rule.n_ids, axis=0)
+    wrong[:, place] = np.arange(rule.n_ids)
+    others = (wrong[:, place] != word[place]) & rule.maskable(wrong)[:, place]
+    assert not rule.accepts(wrong[others]).any()
+    assert rule.accepts(wrong[word[place]]).all()
 
 
 def _some_other(rng: np.random.Generator, token: int, low: int, high: int) -> int:
@@ -195,6 +228,9 @@ def _catalan(n: int) -> int:
     return comb(2 * n, n) // (n + 1)
 
 
+ONE_KIND = {"name": "dyck", "params": {"n_kinds": 1}}
+TWO_SYMBOLS = {"name": "copy", "params": {"n_symbols": 2}}
+
 #: Rules so small that all sequences can be tried: name, parameters, length, words in the language.
 COUNTED: list[tuple[str, dict[str, Any], int, int]] = [
     ("dyck", {"n_kinds": 2}, 6, _catalan(3) * 2**3),
@@ -215,6 +251,11 @@ COUNTED: list[tuple[str, dict[str, Any], int, int]] = [
     ("eca", {"rule": 30, "boundary": "zero"}, 9, 2**3),
     ("random", {"n_symbols": 3}, 4, 3**4),
     ("shuffled", {"of": {"name": "dyck", "params": {"n_kinds": 1}}}, 6, comb(6, 3)),
+    ("shuffled", {"of": {"name": "copy", "params": {"n_symbols": 2}}}, 4, 1 + 1 + comb(4, 2)),
+    ("shuffled", {"of": {"name": "sort", "params": {"n_symbols": 2}}}, 5, 1 + 1 + comb(4, 2)),
+    ("mixture", {"of": [ONE_KIND, TWO_SYMBOLS]}, 4, 2 + 4 - 1),  # 0101 is a word of both
+    ("mixture", {"of": [ONE_KIND, TWO_SYMBOLS], "ids": "disjoint"}, 4, 2 + 4),
+    ("curriculum", {"of": [ONE_KIND, TWO_SYMBOLS], "n_sequences": 100}, 4, 2 + 4 - 1),
 ]
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vitwarm.errors import RuleError
 from vitwarm.rules.base import Bools, Ceiling, Ids, Rows, Rule, to_rows
 from vitwarm.seeding import mix_u64
 
@@ -41,7 +42,7 @@ class Blend(Rule):
             return
         if len(shares) != len(self.of):
             raise self.refuse(field, list(shares), f"takes one for each of {len(self.of)} rules")
-        if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        if not (min(shares) > 0 and abs(sum(shares) - 1) <= 1e-6):  # also where one is NaN
             raise self.refuse(field, list(shares), "takes numbers above 0 that sum to 1")
 
     @property
@@ -109,7 +110,10 @@ class Blend(Rule):
 
     def _words(self, member: Rule, offset: int, ids: Ids) -> tuple[Ids, Bools]:
         """Returns what a member would have made of each row, and whether the rest is its pads."""
-        n_words = member.fit_length(ids.shape[1])
+        try:
+            n_words = member.fit_length(ids.shape[1])
+        except RuleError:  # none of its words is so short
+            return ids[:, :0], np.zeros(len(ids), dtype=np.bool_)
         pads = (ids[:, n_words:] == (member.pad_id or 0) + offset).all(axis=1)
         return np.maximum(ids[:, :n_words] - offset, -1), np.array(pads)
 
@@ -126,7 +130,8 @@ class Blend(Rule):
         found = np.zeros(len(ids), dtype=np.bool_)
         for member, offset in zip(self.of, self.offsets, strict=True):
             words, padded = self._words(member, offset, ids)
-            found |= says(member, words) & padded
+            if padded.any():
+                found |= says(member, words) & padded
         return found
 
     def maskable(self, ids_BT: ArrayLike) -> Bools:
@@ -138,6 +143,8 @@ class Blend(Rule):
         maskable = np.zeros(ids.shape, dtype=np.bool_)
         for member, offset in zip(self.of, self.offsets, strict=True):
             words, padded = self._words(member, offset, ids)
+            if not padded.any():
+                continue
             its = member.accepts(words) & padded
             maskable[:, : words.shape[1]] |= its[:, None] & member.maskable(words)
         return maskable
@@ -153,28 +160,39 @@ class Blend(Rule):
         return maskable, share
 
     def ceiling(self, ids_BT: Ids, visible_BT: Ids) -> Ceiling:
-        """Returns the members' ceilings, weighted by their hidden tokens.
+        """Bounds what can be reached on these rows, which one of the members made each.
 
-        Each row counts for the first member that accepts it: the visible tokens are taken to tell
-        which one it is, so that it is a bound from above where members are alike.
+        `high` is what an oracle reaches that is told the member: of the members that accept a row,
+        the one with most. `low` counts only what is sure: with disjoint ids the visible tokens tell
+        the member; with shared ones a predictor can always take the rows for the same member's.
         """
         hidden = visible_BT == self.n_ids
-        left = np.ones(len(ids_BT), dtype=np.bool_)
-        low = high = 0.0
-        methods = []
-        for member, offset in zip(self.of, self.offsets, strict=True):
+        n_hidden = hidden.sum(axis=1)
+        low_MB = np.zeros((len(self.of), len(ids_BT)))
+        high_MB = np.zeros_like(low_MB)
+        accepts_MB = np.zeros(low_MB.shape, dtype=np.bool_)
+        for number, (member, offset) in enumerate(zip(self.of, self.offsets, strict=True)):
             words, padded = self._words(member, offset, ids_BT)
-            its = left & padded & member.accepts(words)
-            left &= ~its
-            if not hidden[its].any():
+            if not padded.any():
                 continue
+            accepts_MB[number] = padded & member.accepts(words)
             n_words = words.shape[1]
-            visible = np.where(hidden[its, :n_words], member.n_ids, words[its]).astype(np.int16)
-            found = member.ceiling(words[its], visible)
-            weight = hidden[its].sum() / hidden.sum()
-            low, high = low + weight * found.low, high + weight * found.high
-            methods.append(f"{weight:.0%} {member.name}, {found.method}")
-        return Ceiling(low, high, "weighted by hidden tokens: " + "; ".join(methods))
+            visible = np.where(hidden[:, :n_words], member.n_ids, words).astype(np.int16)
+            for row in np.flatnonzero(accepts_MB[number] & (n_hidden > 0)):
+                its = slice(row, row + 1)
+                low_MB[number, row], high_MB[number, row], _ = member.ceiling(
+                    words[its], visible[its]
+                )
+        weight_B = n_hidden / max(int(n_hidden.sum()), 1)
+        high = float(high_MB.max(axis=0) @ weight_B)
+        if self.ids == "disjoint":
+            low = float(low_MB.max(axis=0) @ weight_B)
+            told = "disjoint ids tell the member"
+        else:
+            alone_B = accepts_MB.sum(axis=0) == 1
+            low = float(((low_MB * alone_B) @ weight_B).max())
+            told = "one member assumed throughout, and an oracle told the member"
+        return Ceiling(low, high, f"bounds over {' and '.join(m.name for m in self.of)}: {told}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +256,14 @@ class Curriculum(Blend):
     def evaluation_start(self) -> int:
         """The first row of the last stage."""
         return int(self._ends[-2]) if len(self.of) > 1 else 0
+
+    def ceiling(self, ids_BT: Ids, visible_BT: Ids) -> Ceiling:
+        """Returns the last stage's ceiling: of rows from `evaluation_start` on."""
+        hidden, member, offset = visible_BT == self.n_ids, self.of[-1], self.offsets[-1]
+        words, _ = self._words(member, offset, ids_BT)
+        visible = np.where(hidden[:, : words.shape[1]], member.n_ids, words).astype(np.int16)
+        low, high, method = member.ceiling(words, visible)
+        return Ceiling(low, high, f"the last stage, {member.name}: {method}")
 
     def choose(self, seed: int, rows_B: Rows) -> NDArray[np.int64]:
         """Returns the stage of each row."""

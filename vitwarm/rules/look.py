@@ -144,7 +144,10 @@ def _list() -> str:
         lines += [f"{name}{also}", f"    {facts['what']}", f"    {params}"]
     lines += ["", "Presets: what published code runs"]
     width = max(map(len, found["presets"]))
-    lines += [f"  {name:<{width}}  {p['source']}" for name, p in found["presets"].items()]
+    for name, preset in found["presets"].items():
+        params = " ".join(f"{k}={v}" for k, v in preset["params"].items())
+        lines += [f"  {name:<{width}}  {preset['source']}"]
+        lines += [f"  {'':<{width}}  {preset['rule']} {params}".rstrip()]
     lines += ["", "Controls: shuffled:RULE, the same tokens in a random order"]
     return "\n".join(lines)
 
@@ -184,7 +187,11 @@ def format_stats(stats: dict[str, Any]) -> list[str]:
     rows: list[tuple[str, str]] = [
         ("rule", json.dumps(stats["rule"])),
         ("preset", stats["preset"] or "none"),
-        ("measured on", f"{stats['n_sequences']:,} sequences of {stats['n_tokens']} tokens"),
+        (
+            "measured on",
+            f"{stats['n_sequences']:,} sequences of {stats['n_tokens']} tokens"
+            + (f", from row {stats['start']:,}: the last stage" if stats["start"] else ""),
+        ),
         ("ids", f"{ids['used']} of {ids['n_ids']} used, {ids['entropy_bits']:.2f} bits"),
         ("pads", f"{ids['pad_share']:.1%} of the tokens"),
         (

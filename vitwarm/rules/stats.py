@@ -36,7 +36,8 @@ def rule_stats(
     Args:
         n_tokens: asked length; the rule's own next shorter one is measured.
         hide_share: share of maskable tokens that is hidden; None: the rule's own.
-    Returns: a mapping with `ids`, `hidden`, `predictors` (accuracies on hidden tokens, as shares),
+    Returns: a mapping with `ids` (their entropy without pads and separators), `hidden`,
+        `predictors` (accuracies on hidden tokens, as shares),
         `ceiling`, `equal_id_distance`, and for brackets `brackets`; shares lie in [0, 1].
     Raises: RuleError: an impossible length or share.
     """
@@ -47,6 +48,7 @@ def rule_stats(
     hide(rule, ids, visible, targets, seed=seed, start=start, hide_share=hide_share)
     hidden = targets != IGNORE
     counts = np.bincount(ids.ravel(), minlength=rule.n_ids)
+    contents = np.delete(counts, list(rule.separator_ids))
     hidden_counts = np.bincount(ids[hidden], minlength=rule.n_ids)
     few = slice(0, CEILING_SEQUENCES)
     plain = rule.of if isinstance(rule, Shuffled) else rule
@@ -60,7 +62,7 @@ def rule_stats(
         "ids": {
             "n_ids": rule.n_ids,
             "used": int((counts > 0).sum()),
-            "entropy_bits": _entropy_bits(counts),
+            "entropy_bits": _entropy_bits(contents),
             "pad_share": _pad_share(rule, ids, seed, start),
         },
         "hidden": {
@@ -99,8 +101,10 @@ def predictor_accuracies(rule: Rule, ids: Ids, visible: Ids, hidden: Bools) -> d
     if isinstance(rule, CellularAutomaton):
         _, columns, _ = rule.plane(ids.shape[1])
         above = np.full(ids.shape, -1, dtype=np.int16)
-        above[:, columns:] = visible[:, :-columns]
-        guesses["token above"] = above
+        for t in range(columns, ids.shape[1]):
+            seen = ~hidden[:, t - columns]
+            above[:, t] = np.where(seen, visible[:, t - columns], above[:, t - columns])
+        guesses["visible token above"] = above
     return {name: float((guess[hidden] == wanted).mean()) for name, guess in guesses.items()}
 
 
