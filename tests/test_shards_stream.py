@@ -192,13 +192,14 @@ def test_mistakes_get_a_sentence(
     write_tiny_shards(server.folder)
     write_tar(server.folder / "few.tar", [m for k in range(3) for m in sample(f"k{k}", k, PHOTO)])
     known = {"u": server.url, "d": server.folder}
-    words = [
-        "train", *TINY, f"run.root={tmp_path / 'runs'}", "train.steps=40",
-        f"data.train={server.url}/tiny-train-{{0000..0001}}.tar",
-        f"data.val={server.folder}/validation",
-        *(word.format(**known) for word in words),
-    ]  # fmt: skip
-    assert main(words) == 2
+    fields = {
+        "data.train": f"{server.url}/tiny-train-{{0000..0001}}.tar",
+        "data.val": f"{server.folder}/validation",
+        "run.root": str(tmp_path / "runs"),
+    }
+    fields |= dict(word.format(**known).split("=", 1) for word in words)
+    given = [f"{field}={value}" for field, value in fields.items()]
+    assert main(["train", *TINY, "train.steps=40", *given]) == 2
     said = capsys.readouterr().err
     assert message.format(**known) in said
     assert "Traceback" not in said

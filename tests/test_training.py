@@ -21,6 +21,7 @@ from tiny_images import write_tiny_shards
 from torch import Tensor, nn
 
 from vitwarm.augment import Targets
+from vitwarm.cli import main
 from vitwarm.config import TrainRun, load_config
 from vitwarm.errors import (
     ConfigError,
@@ -478,6 +479,18 @@ def test_mistakes_get_a_sentence(
     with pytest.raises(error, match=message):
         run_training(tiny(shards, tmp_path, "train.mixup=0.5", word))
     assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_a_pattern_that_the_shell_has_expanded_is_refused(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the last shard would be taken for the whole set."""
+    tars = [f"data.train={shards}/tiny-train-{k:04d}.tar" for k in range(2)]
+    words = [*TINY, *tars, f"data.val={shards}/validation", f"run.root={tmp_path}"]
+    assert main(["train", *words]) == 2
+    said = capsys.readouterr().err
+    assert "data.train is given 2 times" in said
+    assert "quote it, 'data.train=DIR/imagenet1k-train-{0000..1023}.tar'" in said
 
 
 def test_no_worker_process_outlives_a_run(shards: Path, tmp_path: Path) -> None:

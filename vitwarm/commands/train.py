@@ -12,6 +12,7 @@ import argparse
 
 from vitwarm.commands.shared import add_run_arguments, read_config
 from vitwarm.config import TrainRun
+from vitwarm.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs (or plans) the training that the arguments describe."""
+    _check_braces(args.overrides)
     config = read_config(
         TrainRun,
         args,
@@ -47,3 +49,15 @@ def run(args: argparse.Namespace) -> int:
     else:
         run_training(config, fresh=args.fresh)
     return 0
+
+
+def _check_braces(words: list[str]) -> None:
+    """Refuses a pattern that the shell has expanded: the last shard would be taken for the set."""
+    for field in ("data.train", "data.val"):
+        values = [word for word in words if word.startswith(f"{field}=")]
+        if len(values) > 1:
+            raise ConfigError(
+                f"{field} is given {len(values):,} times, {values[-1]} last; only one would count. "
+                "If it was a pattern, the shell has expanded its braces: quote it, "
+                f"'{field}=DIR/imagenet1k-train-{{0000..1023}}.tar'."
+            )
