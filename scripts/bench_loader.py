@@ -2,6 +2,7 @@
 
     python scripts/bench_loader.py --shards DIR          # a folder of tars, or a pattern
     python scripts/bench_loader.py                       # synthetic JPEGs of 500 x 375
+    python scripts/bench_loader.py --index               # instead: what building an index costs
 
 CPU seconds, so that a busy machine does not blur them, of three that take turns in one run over the
 same images in the same order:
@@ -14,6 +15,10 @@ same images in the same order:
 
 One JSON line per size; `over_timm` and `over_decode` above 1 mean more images per second of a core
 than those. Workers that had started before a round are counted, their start is not.
+
+`--index` writes a few shards of an ImageNet-1k that has 1,024 of 1,252 images with a .jpg, a
+.cls and a .json member each (small images, every header), indexes them from nothing with warm page
+caches, and multiplies the CPU seconds of one process by what is missing to 1,024.
 """
 
 from __future__ import annotations
@@ -38,6 +43,7 @@ import PIL
 import simplejpeg
 import timm
 import torch
+import webdataset as wds
 from PIL import Image
 from timm.data import create_transform
 
@@ -49,6 +55,9 @@ from vitwarm.shards.writer import Sample, write_shards
 #: Of the synthetic images: ImageNet's most frequent size.
 HEIGHT, WIDTH = 375, 500
 N_SYNTHETIC = 256
+
+#: ImageNet-1k on the hub, and the share of it that --index writes.
+IMAGENET_SHARDS, SHARD_IMAGES, INDEX_SHARDS = 1024, 1252, 16
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,10 +71,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=128, help="images per batch of the loader")
     parser.add_argument("--workers", type=int, default=1, help="processes of the loader")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--index", action="store_true", help="time building an index")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
+            if args.index:
+                print(json.dumps(bench_index(Path(folder), args.rounds)), flush=True)
+                return 0
             source = args.shards or write_synthetic(Path(folder))
             index = ShardIndex.open(source, cache=folder)
             for size in args.size or [224]:
@@ -120,6 +133,39 @@ def bench(index: ShardIndex, size: int, args: argparse.Namespace) -> dict[str, A
         "mean_bytes": round(statistics.mean(len(image.data) for image in headers)),
         "decoder": f"simplejpeg {simplejpeg.__version__}",
         "timm": f"timm {timm.__version__}, Pillow {PIL.__version__}",
+    }
+
+
+def bench_index(folder: Path, rounds: int) -> dict[str, Any]:
+    """Times reading the headers of some shards, extrapolated to ImageNet-1k's."""
+    shards = folder / "shards"
+    shards.mkdir()
+    number = 0
+    image = bytes(12 * 512)  # the shards are then large enough for the walk that real ones get
+    for shard in range(INDEX_SHARDS):
+        with wds.TarWriter(str(shards / f"imagenet1k-train-{shard:04d}.tar"), mtime=0) as writer:
+            for _ in range(SHARD_IMAGES):
+                label = number % 1000
+                key = f"n{label:08d}_{number}"
+                facts = {"label": label, "width": 500, "height": 375, "filename": f"{key}.JPEG"}
+                writer.write(
+                    {"__key__": key, "jpg": image, "cls": str(label).encode(),
+                     "json": json.dumps(facts).encode()}
+                )  # fmt: skip
+                number += 1
+    seconds = []
+    for attempt in range(rounds + 1):
+        with tempfile.TemporaryDirectory(dir=folder) as cache:
+            before = cpu_seconds()
+            ShardIndex.open(shards, cache=cache)
+            if attempt:  # the first one fills the page cache
+                seconds.append((cpu_seconds() - before) * IMAGENET_SHARDS / INDEX_SHARDS)
+    return {
+        "index_cpu_seconds_of_1024_shards": round(statistics.median(seconds), 2),
+        "range": spread(seconds, 2),
+        "shards_measured": INDEX_SHARDS,
+        "members_measured": 3 * number,
+        "rounds": rounds,
     }
 
 
