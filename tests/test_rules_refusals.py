@@ -85,12 +85,13 @@ LENGTHS: list[tuple[str, dict[str, Any], int, str]] = [
     ("copy", {"pairs": "packed", "min_length": 9, "max_length": 10}, 16, "at least 18"),
     ("identity", {"length": 64}, 64, "at least 129"),
     ("eca", {"grid": [4, 4]}, 15, "at least 16"),
-    ("eca", {}, 15, "Use 15"),
+    ("eca", {}, 14, "Use 12"),
+    ("dyck", {}, 10**30, "at most 16,777,216 tokens"),
     ("mixture", {"of": ["random", "identity-64"]}, 64, "at least 129"),
 ]
 
 
-@pytest.mark.parametrize(("name", "params", "n_tokens", "says"), LENGTHS[:6] + LENGTHS[7:])
+@pytest.mark.parametrize(("name", "params", "n_tokens", "says"), LENGTHS)
 def test_lengths_that_cannot_be_made_are_refused(
     name: str, params: dict[str, Any], n_tokens: int, says: str
 ) -> None:
@@ -120,10 +121,14 @@ def test_buffers_that_do_not_fit_are_refused(out: np.ndarray, says: str) -> None
         make_rule("dyck").sample(0, 0, 3, 8, frozen)
 
 
-def test_rows_below_zero_and_ids_that_are_none_are_refused() -> None:
+def test_rows_that_no_stream_has_and_ids_that_are_none_are_refused() -> None:
     rule = make_rule("dyck")
     with pytest.raises(RuleError, match="start is -1"):
         rule.sample(0, -1, 3, 8)
+    for start in (2**63 - 2, 2**64, 10**30):
+        with pytest.raises(RuleError, match=f"start is {start}.*9,223,372,036,854,775,808 rows"):
+            rule.sample(0, start, 3, 8)
+    assert rule.accepts(rule.sample(0, 2**63 - 3, 3, 8)).all()
     for wrong in (np.zeros((2, 4)), np.zeros((1, 2, 3), int), np.array([[70_000]])):
         with pytest.raises(RuleError, match="16-bit"):
             rule.accepts(wrong)

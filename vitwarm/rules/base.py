@@ -20,6 +20,12 @@ Bools = NDArray[np.bool_]
 #: The ids of a rule and the mask id above them are int16.
 MOST_IDS = 2**15 - 1
 
+#: Tokens of the longest sequence, and cells of the widest automaton, that a rule makes.
+MOST_TOKENS = 2**24
+
+#: Rows of a stream; the number of the last one still fits into a signed 64-bit integer.
+MOST_ROWS = 2**63
+
 #: Parts that each thread's share of the rows is cut into.
 _SPANS_PER_THREAD = 4
 
@@ -108,6 +114,13 @@ class Rule(ABC):
         self.check_tokens(n_tokens, at_least=1)
         return n_tokens
 
+    def makes(self, n_tokens: int) -> bool:
+        """Says whether there are words of this length."""
+        try:
+            return self.fit_length(n_tokens) == n_tokens
+        except RuleError:
+            return False
+
     def solve(self, visible_BT: ArrayLike) -> Ids:
         """Fills in the hidden tokens (id `n_ids`) of sequences with what the visible ones demand.
 
@@ -176,6 +189,11 @@ class Rule(ABC):
             raise RuleError(
                 f"start is {start} and n_sequences is {n_sequences}; neither may be negative."
             )
+        if start + n_sequences > MOST_ROWS:
+            raise RuleError(
+                f"start is {start} and n_sequences is {n_sequences}; a stream has {MOST_ROWS:,} "
+                "rows. Start earlier."
+            )
         if out is None:
             out = np.empty((n_sequences, n_tokens), dtype=np.int16)
         _check_out(out, (n_sequences, n_tokens))
@@ -196,7 +214,11 @@ class Rule(ABC):
         return np.uint64(hash_bits(seed, "rules", self.name))
 
     def check_tokens(self, n_tokens: int, *, at_least: int) -> None:
-        """Raises RuleError where a length is too short for the rule."""
+        """Raises RuleError where a length is too short for the rule, or too long for anyone."""
+        if n_tokens > MOST_TOKENS:
+            raise RuleError(
+                f"n_tokens is {n_tokens}; rule {self.name} makes at most {MOST_TOKENS:,} tokens."
+            )
         if n_tokens < at_least:
             raise RuleError(
                 f"n_tokens is {n_tokens}; rule {self.name} needs at least {at_least} token"
