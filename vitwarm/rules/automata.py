@@ -9,8 +9,16 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vitwarm.errors import RuleError
 from vitwarm.rules.automata_kernels import consistent_votes, fill_planes, propagate
-from vitwarm.rules.base import Bools, Ceiling, Ids, Rows, Rule, to_rows
+from vitwarm.rules.automata_words import (
+    WIDEST_COUNTED,
+    Automaton,
+    Cells,
+    are_histories,
+    counts_of_ones,
+)
+from vitwarm.rules.base import MOST_TOKENS, Bools, Ceiling, Ids, Rows, Rule, to_rows
 from vitwarm.rules.draws import to_threshold
 
 #: Cells behind one token of `block`, so that the vocabulary is 2**7 = 128.
@@ -21,8 +29,6 @@ WIDEST_EXACT = 16
 
 #: Neither 0 nor 1.
 UNKNOWN = 2
-
-Cells = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +68,12 @@ class CellularAutomaton(Rule):
             raise self.refuse("grid", list(self.grid), "needs at least 2 rows and 2 columns")
         if self.boundary not in ("ring", "zero"):
             raise self.refuse("boundary", self.boundary, "takes ring or zero")
-        if self.burn_in < 0:
-            raise self.refuse("burn_in", self.burn_in, "takes a number of steps from 0 on")
+        if self.grid is not None and math.prod(self.grid) > MOST_TOKENS:
+            raise self.refuse("grid", list(self.grid), f"makes at most {MOST_TOKENS:,} tokens")
+        if not 0 <= self.burn_in <= MOST_TOKENS:
+            raise self.refuse("burn_in", self.burn_in, f"takes 0 to {MOST_TOKENS:,} steps")
+        if self.width is not None and not 2 <= self.width <= MOST_TOKENS:
+            raise self.refuse("width", self.width, f"takes 2 to {MOST_TOKENS:,} cells, or none")
         if self.density is not None and not 0 < self.density < 1:
             raise self.refuse("density", self.density, "takes a share between 0 and 1, or none")
         if self.tokens not in ("binary", "block"):
@@ -96,14 +106,21 @@ class CellularAutomaton(Rule):
         return 1.0 if self.hidden == "last_rows" else 0.5
 
     @property
-    def is_cropped(self) -> bool:
-        """Whether cells beyond the window's sides act on it."""
-        return self.width is not None
-
-    @property
     def determined(self) -> bool:
-        """True where the last rows are hidden and every cell above them is in the window."""
-        return self.hidden == "last_rows" and not self.is_cropped
+        """True where the last rows are hidden and, whatever the length, all cells are seen.
+
+        With a `width` and no `grid` the length decides; `ceiling` knows it.
+        """
+        if self.hidden != "last_rows":
+            return False
+        return self.width is None or (
+            self.grid is not None and not self.is_cropped(math.prod(self.grid))
+        )
+
+    def is_cropped(self, n_tokens: int) -> bool:
+        """Says whether there are cells beyond the window's sides."""
+        _, columns, width = self.plane(n_tokens)
+        return width > columns * self.cells_per_token
 
     def plane(self, n_tokens: int) -> tuple[int, int, int]:
         """Returns rows, columns (of tokens) and simulated cells for a length that fits.
@@ -151,6 +168,11 @@ class CellularAutomaton(Rule):
     def to_cells(self, ids_BT: ArrayLike) -> Cells:
         """Unpacks sequences into cells [B, rows, cells]; tokens beyond the ids are UNKNOWN."""
         ids = to_rows(ids_BT)
+        if not self.makes(ids.shape[1]):
+            raise RuleError(
+                f"ids have {ids.shape[1]} tokens a row; rule {self.name} makes no words of this "
+                "length with these parameters. Use one that `fit_length` returns."
+            )
         rows, columns, _ = self.plane(ids.shape[1])
         shifts = np.arange(self.cells_per_token - 1, -1, -1)
         cells = (ids[:, :, None] >> shifts) & 1
@@ -166,46 +188,52 @@ class CellularAutomaton(Rule):
         return np.where((blocks == UNKNOWN).any(axis=2), self.n_ids, ids).astype(np.int16)
 
     def accepts(self, ids_BT: ArrayLike) -> Bools:
-        """Histories: every row follows from the row above by the rule.
+        """Windows on a history: each row follows from the one above, and a burn-in can end there.
 
-        At the sides of a cropped window one of the two possible neighbours must explain the cell.
-        Returns: bool [B].
+        Exact up to 20 simulated cells, and mostly beyond: see `are_histories`. Returns: bool [B].
         """
         ids = to_rows(ids_BT)
-        if ids.shape[1] < 4 or self.fit_length(ids.shape[1]) != ids.shape[1]:
-            return np.zeros(len(ids), dtype=np.bool_)
-        cells = self.to_cells(ids).astype(np.int64)
-        good = (cells != UNKNOWN).all(axis=(1, 2))
-        old, new = cells[:, :-1], cells[:, 1:]
-        explained = np.zeros(new.shape, dtype=np.bool_)
-        for beyond in self._beyond(old):
-            left = np.concatenate([beyond[0], old[:, :, :-1]], axis=2)
-            right = np.concatenate([old[:, :, 1:], beyond[1]], axis=2)
-            explained |= (self.rule >> (4 * left + 2 * old + right)) & 1 == new
-        return np.array(good & explained.all(axis=(1, 2)))
+        good = np.zeros(len(ids), dtype=np.bool_)
+        if self.makes(ids.shape[1]):
+            cells = self.to_cells(ids)
+            good = np.array((cells != UNKNOWN).all(axis=(1, 2)))
+            good[good] = are_histories(cells[good], self._automaton(ids.shape[1]))
+        return good
 
-    def _beyond(self, old: NDArray[np.int64]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Lists what may stand left and right of the window: pairs of [B, rows, 1]."""
-        zero = np.zeros_like(old[:, :, :1])
-        if self.is_cropped:
-            return [(left, right) for left in (zero, zero + 1) for right in (zero, zero + 1)]
-        if self.boundary == "ring":
-            return [(old[:, :, -1:], old[:, :, :1])]
-        return [(zero, zero)]
+    def _automaton(self, n_tokens: int) -> Automaton:
+        width = self.plane(n_tokens)[2]
+        return Automaton(self.rule, self.boundary == "ring", self.burn_in, width)
 
     def maskable(self, ids_BT: ArrayLike) -> Bools:
-        """Every token, or those of the last rows. Returns: bool [B, T]."""
+        """Every token, or those of the last rows; nothing in lengths that cannot be.
+
+        Returns: bool [B, T].
+        """
         ids = to_rows(ids_BT)
-        maskable = np.ones(ids.shape, dtype=np.bool_)
-        if self.hidden == "last_rows":
+        makes = self.makes(ids.shape[1])
+        maskable = np.full(ids.shape, makes)
+        if makes and self.hidden == "last_rows":
             _, columns, _ = self.plane(ids.shape[1])
             maskable[:, : ids.shape[1] - self.hidden_rows * columns] = False
         return maskable
 
     def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
-        """Any cells: which orders of them are a history is not decided."""
+        """Planes with as many ones as some history holds.
+
+        Exact for binary tokens and up to 16 simulated cells; wider planes of any cells pass, and of
+        blocks nothing but their ones is counted. Returns: bool [B].
+        """
         ids = to_rows(ids_BT)
-        return np.array(((ids >= 0) & (ids < self.pad_id)).all(axis=1))
+        n_tokens = ids.shape[1]
+        if not self.makes(n_tokens):
+            return np.zeros(len(ids), dtype=np.bool_)
+        cells = self.to_cells(ids)
+        fine = np.array((cells != UNKNOWN).all(axis=(1, 2)))
+        automaton = self._automaton(n_tokens)
+        if automaton.width <= WIDEST_COUNTED:
+            counts = counts_of_ones(automaton, *cells.shape[1:])
+            fine &= np.isin(cells.sum(axis=(1, 2), dtype=np.int64), list(counts))
+        return fine
 
     def solve(self, visible_BT: ArrayLike) -> Ids:
         """Fills in the tokens that the rule forces, from neighbour to neighbour, down and up.
@@ -215,7 +243,8 @@ class CellularAutomaton(Rule):
         """
         visible = to_rows(visible_BT)
         cells = self.to_cells(visible)
-        propagate(cells, self.rule, self.boundary == "ring", self.is_cropped, np.zeros(4, np.int64))
+        cropped = self.is_cropped(visible.shape[1])
+        propagate(cells, self.rule, self.boundary == "ring", cropped, np.zeros(4, np.int64))
         return np.where(visible == self.n_ids, self.to_ids(cells), visible).astype(np.int16)
 
     def ceiling(self, ids_BT: Ids, visible_BT: Ids) -> Ceiling:
@@ -224,7 +253,10 @@ class CellularAutomaton(Rule):
         Else the bounds are what `solve` fills in, and all.
         """
         rows, columns, width = self.plane(ids_BT.shape[1])
-        if self.determined or self.is_cropped or self.tokens == "block" or width > WIDEST_EXACT:
+        cropped = self.is_cropped(ids_BT.shape[1])
+        if self.hidden == "last_rows" and not cropped:
+            return Ceiling(1.0, 1.0, "exact: what is visible determines every hidden token")
+        if cropped or self.tokens == "block" or width > WIDEST_EXACT:
             return super().ceiling(ids_BT, visible_BT)
         hidden = visible_BT == self.n_ids
         votes = np.zeros((*hidden.shape, 2), dtype=np.float64)
