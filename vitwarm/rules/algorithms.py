@@ -218,7 +218,13 @@ class Stack(Algorithm):
         return stack[::-1]
 
     def has_order(self, counts: Counter[int], n_answer: int, length: int) -> bool:
-        """As many are left as pushed and not popped, and each of these comes twice."""
-        n_pops = counts.pop(POP, 0)
-        pairs = sum(n >= 2 for n in counts.values())
-        return 1 <= n_answer == length - 2 * n_pops and pairs >= n_answer
+        """As many are left as pushed and not popped, and each of these comes twice.
+
+        One of them lies at the bottom: it is pushed once and never popped, so it comes just twice.
+        The last operation pops a symbol that is not left, or pushes the second and last one.
+        """
+        symbols = [n for symbol, n in counts.items() if symbol != POP]
+        is_left = 1 <= n_answer == length - 2 * counts[POP]
+        can_be_left = sum(n >= 2 for n in symbols) >= n_answer and 2 in symbols
+        can_end = length == 1 or n_answer == 2 or len(symbols) > n_answer
+        return is_left and can_be_left and can_end
