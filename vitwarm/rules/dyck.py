@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vitwarm.errors import RuleError
-from vitwarm.rules.base import Bools, Ids, Rows, Rule, to_rows
+from vitwarm.rules.base import MOST_TOKENS, Bools, Ids, Rows, Rule, to_rows
 from vitwarm.rules.draws import GAMMA, below, compiled, happens, mixed, stream, to_threshold
 
 #: Stands for "no cap" inside compiled code.
@@ -38,8 +38,9 @@ class BracketRule(Rule):
         self.check_ids()
         if not 0 < self.p_open < 1:
             raise self.refuse("p_open", self.p_open, "takes a probability between 0 and 1")
-        if self.max_depth is not None and self.max_depth < 1:
-            raise self.refuse("max_depth", self.max_depth, "takes a depth from 1 on, or none")
+        if self.max_depth is not None and not 1 <= self.max_depth <= MOST_TOKENS:
+            allowed = f"takes a depth from 1 to {MOST_TOKENS:,}, or none"
+            raise self.refuse("max_depth", self.max_depth, allowed)
         if self.ending not in ("balanced", "truncated"):
             raise self.refuse("ending", self.ending, "takes balanced or truncated")
 
@@ -124,22 +125,36 @@ class Dyck(BracketRule):
         return not opened or self.ending == "truncated"
 
     def solve(self, visible_BT: ArrayLike) -> Ids:
-        """Gives every hidden close the kind of the bracket that it closes.
+        """Gives every hidden close the kind of the bracket that it closes; pads may follow a word.
 
-        Raises: RuleError: a hidden token that closes nothing.
+        Raises: RuleError: a row that is no word however its hidden tokens are filled in.
         """
         solved = to_rows(visible_BT).copy()
-        for row in solved:
+        for number, row in enumerate(solved):
+            n_words = len(row)
+            while n_words and row[n_words - 1] == self.pad_id:
+                n_words -= 1
             opened: list[int] = []
-            for t, token in enumerate(row.tolist()):
-                if token < self.n_kinds:
+            for t, token in enumerate(row[:n_words].tolist()):
+                place = f"ids[{number}, {t}] is {token}"
+                if 0 <= token < self.n_kinds:
                     opened.append(token)
-                elif token != self.pad_id:
-                    if not opened:
-                        raise RuleError(f"token {t} closes nothing; these are no Dyck words.")
-                    kind = opened.pop()
-                    row[t] = kind + self.n_kinds if token == self.n_ids else token
+                    if len(opened) > self.cap:
+                        raise _no_word(f"{place}; at most {self.cap} brackets may be open")
+                    continue
+                close = opened.pop() + self.n_kinds if opened else None
+                if close is None:
+                    raise _no_word(f"{place}; no bracket is open there")
+                if token not in (close, self.n_ids):
+                    raise _no_word(f"{place}; only {close} or the mask {self.n_ids} closes there")
+                row[t] = close
+            if opened and self.ending == "balanced":
+                raise _no_word(f"ids[{number}] leaves {len(opened)} brackets open")
         return solved
+
+
+def _no_word(reason: str) -> RuleError:
+    return RuleError(f"{reason}, so this is no Dyck word. Give rows that `sample` and `hide` made.")
 
 
 @compiled
