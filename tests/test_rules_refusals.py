@@ -28,22 +28,41 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("dyck", {"n_kinds": True}, "whole number"),
     ("dyck", {"n_kinds": "many"}, "'many'"),
     ("dyck", {"n_kinds": 16_384}, "16 bits"),
+    ("dyck", {"": 3}, "has no name; write KEY=VALUE"),
+    ("dyck", {"n_kinds": float("inf")}, "n_kinds is inf; rule dyck takes a whole number"),
+    ("dyck", {"n_kinds": float("nan")}, "n_kinds is nan; rule dyck takes a whole number"),
+    ("dyck", {"n_kinds": "none"}, "takes a whole number up to 2**53."),
     ("dyck", {"max_depth": 0}, "max_depth is 0"),
+    ("dyck", {"max_depth": "deep"}, "takes a whole number up to 2**53, or none."),
+    ("dyck", {"max_depth": float("inf")}, "max_depth is inf"),
+    ("dyck", {"max_depth": 10**10}, "takes a depth from 1 to 16,777,216, or none"),
+    ("dyck", {"max_depth": 10**23}, "up to 2**53, or none"),
+    ("dyck", {"p_open": 10**400}, "a number up to 2**53"),
+    ("copy", {"max_length": 10**12, "pairs": "packed"}, "1 to 16,777,216"),
+    ("copy", {"max_length": 10**22, "pairs": "packed"}, "max_length is 1"),
+    ("identity", {"length": float("inf")}, "length is inf"),
+    ("identity", {"length": 10**9}, "1 to 16,777,216, or none"),
+    ("eca", {"grid": [float("inf"), 3]}, "grid is inf"),
+    ("eca", {"grid": [10**6, 10**6]}, "at most 16,777,216 tokens"),
+    ("eca", {"width": 10**11}, "2 to 16,777,216 cells, or none"),
+    ("eca", {"burn_in": 10**9}, "0 to 16,777,216 steps"),
+    ("curriculum", {"of": ["dyck", "sort"], "n_sequences": float("inf")}, "n_sequences is inf"),
+    ("curriculum", {"of": ["dyck", "sort"], "n_sequences": 10**18}, "up to 2**53"),
     ("dyck", {"p_open": 0.0}, "p_open is 0.0"),
     ("dyck", {"p_open": 1}, "p_open is 1"),
     ("dyck", {"p_open": float("nan")}, "p_open is nan"),
     ("dyck", {"ending": "cut"}, "balanced or truncated"),
     ("shuffle-dyck", {"closing": "any"}, "brackets or types"),
     ("copy", {"n_symbols": 1}, "at least 2"),
-    ("copy", {"min_length": 0}, "min_length is 0"),
-    ("copy", {"min_length": 9, "max_length": 8}, "max_length is 8"),
+    ("copy", {"pairs": "packed", "min_length": 0}, "min_length is 0"),
+    ("copy", {"pairs": "packed", "min_length": 9, "max_length": 8}, "max_length is 8"),
     ("sort", {"n_symbols": 40_000}, "16 bits"),
     ("sort", {"length": 0}, "length is 0"),
     ("union", {"length": 3}, "even"),
     ("eca", {"rule": 256}, "rule is 256"),
     ("eca", {"rule": -1}, "0 to 255"),
     ("eca", {"grid": [1, 9]}, "2 rows"),
-    ("eca", {"grid": 9}, "2 numbers"),
+    ("eca", {"grid": 9}, "a list of 2 whole numbers, or none"),
     ("eca", {"grid": [4, 4], "width": 3}, "width is 3"),
     ("eca", {"grid": [3, 4], "hidden": "last_rows", "hidden_rows": 3}, "at most 2"),
     ("eca", {"density": 1.0}, "density is 1.0"),
@@ -54,7 +73,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("shuffled", {"of": 3}, "a rule is a name"),
     ("mixture", {}, "needs it"),
     ("mixture", {"of": []}, "at least 1 rule"),
-    ("mixture", {"of": "dyck"}, "a list of"),
+    ("mixture", {"of": "dyck"}, "takes a list of rules."),
+    ("mixture", {"of": ["dyck"], "weights": 1}, "takes a list of numbers, or none."),
+    ("mixture", {"of": [{"name": "dyck", "params": 3}]}, "params is a mapping"),
+    ("mixture", {"of": [{"name": "dyck", "params": [3]}]}, "params is a mapping"),
+    ("mixture", {"of": [{"name": "dyck", "params": {3: 4}}]}, "params is a mapping"),
+    ("mixture", {"of": [{"name": "dyck", "params": 0}]}, "params is a mapping"),
     ("mixture", {"of": ["dyck", "sort"], "weights": [0.5, 0.6]}, "sum to 1"),
     ("mixture", {"of": ["dyck", "sort"], "weights": [0.0, 1.0]}, "above 0"),
     ("mixture", {"of": ["dyck", "sort"], "weights": [1.0]}, "one for each of 2"),
@@ -76,6 +100,14 @@ def test_impossible_parameters_are_refused(name: str, params: dict[str, Any], sa
     assert says in message
     assert "\n" not in message
     assert message.endswith((".", "?"))
+
+
+@pytest.mark.parametrize("word", ["none", "None", "null", None])
+@pytest.mark.parametrize(
+    ("name", "field"), [("dyck", "max_depth"), ("eca", "width"), ("eca", "grid"), ("set", "length")]
+)
+def test_none_may_be_written_out(name: str, field: str, word: str | None) -> None:
+    assert make_rule(name, **{field: word}) == make_rule(name)
 
 
 LENGTHS: list[tuple[str, dict[str, Any], int, str]] = [
@@ -132,6 +164,25 @@ def test_rows_that_no_stream_has_and_ids_that_are_none_are_refused() -> None:
     for wrong in (np.zeros((2, 4)), np.zeros((1, 2, 3), int), np.array([[70_000]])):
         with pytest.raises(RuleError, match="16-bit"):
             rule.accepts(wrong)
+
+
+@pytest.mark.parametrize(
+    ("params", "ids", "says"),
+    [
+        ({}, [0, 70, 3, 67], r"ids\[0, 1\] is 70; only 64 or the mask 129"),
+        ({}, [0, -5, 3, 67], r"ids\[0, 1\] is -5"),
+        ({}, [0, 130], r"ids\[0, 1\] is 130"),
+        ({}, [0, 128, 0, 64], r"ids\[0, 1\] is 128"),
+        ({}, [129, 0, 64, 128], r"ids\[0, 0\] is 129; no bracket is open"),
+        ({}, [0, 0, 129, 128], "leaves 1 brackets open"),
+        ({"max_depth": 1}, [0, 0, 129, 129], "at most 1 brackets may be open"),
+    ],
+)
+def test_rows_that_are_no_dyck_words_are_not_solved(
+    params: dict[str, Any], ids: list[int], says: str
+) -> None:
+    with pytest.raises(RuleError, match=says):
+        make_rule("dyck", **params).solve([ids])
 
 
 def test_rules_cannot_be_changed() -> None:

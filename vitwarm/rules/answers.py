@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vitwarm.rules.base import Bools, Ids, Rule, to_rows
+from vitwarm.rules.base import MOST_TOKENS, Bools, Ids, Rule, to_rows
 
 #: The mark of a pop in `stack`; reserved everywhere, so that all seven share their ids.
 POP = 0
@@ -33,8 +33,9 @@ class Algorithm(Rule):
         if self.n_symbols < 2:
             raise self.refuse("n_symbols", self.n_symbols, "needs at least 2 symbols")
         self.check_ids()
-        if self.length is not None and self.length < self.least_length:
-            raise self.refuse("length", self.length, f"takes a length from {self.least_length} on")
+        if self.length is not None and not self.least_length <= self.length <= MOST_TOKENS:
+            allowed = f"takes a length from {self.least_length} to {MOST_TOKENS:,}, or none"
+            raise self.refuse("length", self.length, allowed)
 
     @property
     def n_ids(self) -> int:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vitwarm.rules.base import Bools, Ids, Rows, Rule, to_rows
+from vitwarm.rules.base import MOST_TOKENS, Bools, Ids, Rows, Rule, to_rows
 from vitwarm.rules.draws import GAMMA, below, below_low, compiled, mixed, stream
 
 
@@ -37,14 +37,18 @@ class Copy(Rule):
     def __post_init__(self) -> None:
         if self.n_symbols < 2:
             raise self.refuse("n_symbols", self.n_symbols, "needs at least 2 symbols")
-        if self.min_length < 1:
-            raise self.refuse("min_length", self.min_length, "takes a length from 1 on")
-        if self.max_length < self.min_length:
+        if self.pairs not in ("one", "packed"):
+            raise self.refuse("pairs", self.pairs, "takes one or packed")
+        if not 1 <= self.min_length <= MOST_TOKENS:
+            allowed = f"takes a length from 1 to {MOST_TOKENS:,}"
+            raise self.refuse("min_length", self.min_length, allowed)
+        if not 1 <= self.max_length <= MOST_TOKENS:
+            allowed = f"takes a length from 1 to {MOST_TOKENS:,}"
+            raise self.refuse("max_length", self.max_length, allowed)
+        if self.pairs == "packed" and self.max_length < self.min_length:
             raise self.refuse(
                 "max_length", self.max_length, f"takes at least min_length, {self.min_length}"
             )
-        if self.pairs not in ("one", "packed"):
-            raise self.refuse("pairs", self.pairs, "takes one or packed")
         if self.hidden not in ("first", "second"):
             raise self.refuse("hidden", self.hidden, "takes first or second")
         self.check_ids()

@@ -39,6 +39,9 @@ RULES: dict[str, type[Rule]] = {
     "curriculum": Curriculum,
 }
 
+#: Largest number that a parameter takes: floats such as 1e15 hold every whole one up to here.
+MOST_WHOLE = 2**53
+
 
 def make_rule(name: str, **params: Any) -> Rule:
     """Builds a rule from its name and parameters, all of them checked.
@@ -86,6 +89,8 @@ def _make(name: str, params: Mapping[str, Any]) -> Rule:
     hints = get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for given in params:
+        if not given:
+            raise RuleError(f"A parameter of rule {kind.name} has no name; write KEY=VALUE.")
         if given not in fields:
             raise RuleError(
                 f"rule.params.{given} does not exist.{nearest(given, fields)} "
@@ -126,7 +131,13 @@ def _to_rule(value: Any) -> Rule:
     if isinstance(value, str):
         return _make(value, {})
     if isinstance(value, Mapping) and "name" in value and set(value) <= {"name", "params"}:
-        return _make(value["name"], value.get("params") or {})
+        params = {} if value.get("params") is None else value["params"]
+        if not isinstance(params, Mapping) or not all(isinstance(key, str) for key in params):
+            raise RuleError(
+                f"rule.params.of holds {dict(value)!r}; params is a mapping from names of "
+                "parameters to their values, such as {n_kinds: 8}."
+            )
+        return _make(value["name"], params)
     raise RuleError(
         f"rule.params.of holds {value!r}; a rule is a name, or a mapping of name and params."
     )
@@ -135,9 +146,12 @@ def _to_rule(value: Any) -> Rule:
 def _to_type(kind: type[Rule], key: str, hint: Any, value: Any) -> Any:
     """Turns what YAML or a command line gave into the type that a parameter has."""
     origin, choices = get_origin(hint), get_args(hint)
+    or_none = ""
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in choices:
+        is_none = isinstance(value, str) and value.strip().lower() in ("none", "null")
+        if type(None) in choices and (value is None or is_none):
             return None
+        or_none = ", or none"
         hint = next(choice for choice in choices if choice is not type(None))
         origin, choices = get_origin(hint), get_args(hint)
     if hint is Rule:
@@ -151,11 +165,21 @@ def _to_type(kind: type[Rule], key: str, hint: Any, value: Any) -> Any:
     if origin is Literal and value in choices:
         return value
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int and is_number and value == int(value):
+    if hint is int and is_number and abs(value) <= MOST_WHOLE and value == int(value):
         return int(value)
-    if hint is float and is_number:
+    if hint is float and is_number and abs(value) <= MOST_WHOLE:
         return float(value)
-    raise RuleError(f"rule.params.{key} is {value!r}; rule {kind.name} takes {_in_words(hint)}.")
+    raise RuleError(
+        f"rule.params.{key} is {value!r}; rule {kind.name} takes {_in_words(hint)}{or_none}."
+    )
+
+
+#: What a parameter takes, and what a list of it holds.
+_WORDS: dict[Any, tuple[str, str]] = {
+    int: ("a whole number up to 2**53", "whole numbers"),
+    float: ("a number up to 2**53", "numbers"),
+    Rule: ("a rule", "rules"),
+}
 
 
 def _in_words(hint: Any) -> str:
@@ -163,10 +187,9 @@ def _in_words(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(map(str, choices))
     if origin is tuple:
-        return "a list of " + (
-            f"{_in_words(choices[0])}s" if choices[-1] is Ellipsis else f"{len(choices)} numbers"
-        )
-    return {int: "a whole number", float: "a number", Rule: "a rule"}.get(hint, str(hint))
+        n_items = "" if choices[-1] is Ellipsis else f"{len(choices)} "
+        return f"a list of {n_items}{_WORDS[choices[0]][1]}"
+    return _WORDS[hint][0]
 
 
 def _plain(value: Any) -> Any:
