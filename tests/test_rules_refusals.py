@@ -37,7 +37,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("dyck", {"max_depth": float("inf")}, "max_depth is inf"),
     ("dyck", {"max_depth": 10**10}, "takes a depth from 1 to 16,777,216, or none"),
     ("dyck", {"max_depth": 10**23}, "up to 2**53, or none"),
-    ("dyck", {"p_open": 10**400}, "a number up to 2**53"),
+    ("dyck", {"p_open": 10**400}, "takes a finite number."),
     ("copy", {"max_length": 10**12, "pairs": "packed"}, "1 to 16,777,216"),
     ("copy", {"max_length": 10**22, "pairs": "packed"}, "max_length is 1"),
     ("identity", {"length": float("inf")}, "length is inf"),
@@ -108,6 +108,11 @@ def test_impossible_parameters_are_refused(name: str, params: dict[str, Any], sa
 )
 def test_none_may_be_written_out(name: str, field: str, word: str | None) -> None:
     assert make_rule(name, **{field: word}) == make_rule(name)
+
+
+def test_lengths_of_packed_words_do_not_act_on_one_pair() -> None:
+    ids = make_rule("copy", min_length=100).sample(0, 0, 3, 16)
+    np.testing.assert_array_equal(ids, make_rule("copy").sample(0, 0, 3, 16))
 
 
 LENGTHS: list[tuple[str, dict[str, Any], int, str]] = [

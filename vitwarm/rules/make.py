@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ RULES: dict[str, type[Rule]] = {
     "curriculum": Curriculum,
 }
 
-#: Largest number that a parameter takes: floats such as 1e15 hold every whole one up to here.
+#: Largest whole number that a parameter takes: floats such as 1e15 hold all of them up to here.
 MOST_WHOLE = 2**53
 
 
@@ -167,7 +168,7 @@ def _to_type(kind: type[Rule], key: str, hint: Any, value: Any) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int and is_number and abs(value) <= MOST_WHOLE and value == int(value):
         return int(value)
-    if hint is float and is_number and abs(value) <= MOST_WHOLE:
+    if hint is float and is_number and abs(value) <= sys.float_info.max:
         return float(value)
     raise RuleError(
         f"rule.params.{key} is {value!r}; rule {kind.name} takes {_in_words(hint)}{or_none}."
@@ -177,7 +178,7 @@ def _to_type(kind: type[Rule], key: str, hint: Any, value: Any) -> Any:
 #: What a parameter takes, and what a list of it holds.
 _WORDS: dict[Any, tuple[str, str]] = {
     int: ("a whole number up to 2**53", "whole numbers"),
-    float: ("a number up to 2**53", "numbers"),
+    float: ("a finite number", "numbers"),
     Rule: ("a rule", "rules"),
 }
 
