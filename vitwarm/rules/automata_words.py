@@ -122,7 +122,7 @@ def _reached(automaton: Automaton) -> Bools:
 
 def _to_states(cells: Cells) -> States:
     weights = np.uint32(1) << np.arange(cells.shape[-1], dtype=np.uint32)
-    return (cells * weights).sum(axis=-1, dtype=np.uint32)
+    return np.asarray((cells * weights).sum(axis=-1, dtype=np.uint32))
 
 
 def _extends_by_list(plane: Cells, automaton: Automaton) -> bool:
