@@ -80,6 +80,8 @@ class CellularAutomaton(Rule):
             raise self.refuse("tokens", self.tokens, "takes binary or block")
         if self.hidden not in ("random", "last_rows"):
             raise self.refuse("hidden", self.hidden, "takes random or last_rows")
+        if self.hidden == "random":
+            self.check_acts("hidden_rows", where="hidden=last_rows")
         if self.hidden_rows < 1:
             raise self.refuse("hidden_rows", self.hidden_rows, "hides at least 1 row")
         if self.grid is not None:

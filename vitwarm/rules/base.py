@@ -233,6 +233,13 @@ class Rule(ABC):
                 "into 16 bits. Use a smaller vocabulary."
             )
 
+    def check_acts(self, field: str, *, where: str) -> None:
+        """Raises RuleError where a parameter was set that acts elsewhere alone."""
+        default = getattr(type(self), field)
+        if getattr(self, field) != default:
+            allowed = f"looks at {field} with {where} alone; leave it at {default}"
+            raise self.refuse(field, getattr(self, field), allowed)
+
     def refuse(self, field: str, value: object, allowed: str) -> RuleError:
         """Returns the error for a parameter: where, what was given, what is allowed."""
         return RuleError(f"rule.params.{field} is {value!r}; rule {self.name} {allowed}.")

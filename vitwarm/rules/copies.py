@@ -39,16 +39,15 @@ class Copy(Rule):
             raise self.refuse("n_symbols", self.n_symbols, "needs at least 2 symbols")
         if self.pairs not in ("one", "packed"):
             raise self.refuse("pairs", self.pairs, "takes one or packed")
+        if self.pairs == "one":
+            for field in ("min_length", "max_length"):
+                self.check_acts(field, where="pairs=packed")
         if not 1 <= self.min_length <= MOST_TOKENS:
             allowed = f"takes a length from 1 to {MOST_TOKENS:,}"
             raise self.refuse("min_length", self.min_length, allowed)
-        if not 1 <= self.max_length <= MOST_TOKENS:
-            allowed = f"takes a length from 1 to {MOST_TOKENS:,}"
+        if not self.min_length <= self.max_length <= MOST_TOKENS:
+            allowed = f"takes min_length, {self.min_length}, to {MOST_TOKENS:,}"
             raise self.refuse("max_length", self.max_length, allowed)
-        if self.pairs == "packed" and self.max_length < self.min_length:
-            raise self.refuse(
-                "max_length", self.max_length, f"takes at least min_length, {self.min_length}"
-            )
         if self.hidden not in ("first", "second"):
             raise self.refuse("hidden", self.hidden, "takes first or second")
         self.check_ids()
