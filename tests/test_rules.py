@@ -29,28 +29,32 @@ BRACKETS = {
     "ending": ENDING,
 }
 ALGORITHM = _params(n_symbols=st.integers(2, 300), length=st.none() | st.sampled_from([4, 6]))
+COPY = {"n_symbols": st.integers(2, 300), "hidden": st.sampled_from(["first", "second"])}
+AUTOMATON = {
+    "rule": st.integers(0, 255),
+    "grid": st.none() | st.just([3, 5]),
+    "boundary": st.sampled_from(["ring", "zero"]),
+    "burn_in": st.integers(0, 5),
+    "width": st.none() | st.integers(70, 90),
+    "density": st.none() | st.floats(0.1, 0.9),
+    "tokens": st.sampled_from(["binary", "block"]),
+}
 
 PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "dyck": _params(**BRACKETS),
     "shuffle-dyck": _params(**BRACKETS, closing=st.sampled_from(["brackets", "types"])),
-    "copy": _params(
-        n_symbols=st.integers(2, 300),
-        pairs=st.sampled_from(["one", "packed"]),
-        min_length=st.integers(1, 5),
-        max_length=st.integers(5, 12),
-        hidden=st.sampled_from(["first", "second"]),
+    "copy": st.one_of(
+        _params(**COPY),
+        _params(**COPY, min_length=st.integers(1, 5), max_length=st.integers(5, 12)).map(
+            lambda params: {**params, "pairs": "packed"}
+        ),
     ),
     **dict.fromkeys(("identity", "reverse", "sort", "set", "union", "delete", "stack"), ALGORITHM),
-    "eca": _params(
-        rule=st.integers(0, 255),
-        grid=st.none() | st.just([3, 5]),
-        boundary=st.sampled_from(["ring", "zero"]),
-        burn_in=st.integers(0, 5),
-        width=st.none() | st.integers(70, 90),
-        density=st.none() | st.floats(0.1, 0.9),
-        tokens=st.sampled_from(["binary", "block"]),
-        hidden=st.sampled_from(["random", "last_rows"]),
-        hidden_rows=st.integers(1, 2),
+    "eca": st.one_of(
+        _params(**AUTOMATON),
+        _params(**AUTOMATON, hidden_rows=st.integers(1, 2)).map(
+            lambda params: {**params, "hidden": "last_rows"}
+        ),
     ),
     "random": _params(n_symbols=st.integers(2, 30_000)),
 }
