@@ -1,5 +1,6 @@
 """Mimetic weights have the spectra of their formula; shuffled weights keep what they promise."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -179,3 +180,44 @@ def test_unknown_names_and_parameters_are_refused(warmed: Trunk) -> None:
     with pytest.raises(ConfigError, match=r"alhpa.*alpha_qk, beta_qk"):
         make_init("mimetic", model=VIT, seed=0, alhpa=1)
     assert set(INITS) >= {"mimetic", "mimetic_0.4", "graft"}
+
+
+def _with(trunk: Trunk, sha: str, **facts: str) -> Trunk:
+    return dataclasses.replace(trunk, metadata={**trunk.metadata, **facts}, sha256=sha)
+
+
+def test_what_is_made_of_a_failed_warm_up_has_failed_too(warmed: Trunk) -> None:
+    good = _with(warmed, "a", verdict="learned", samples="300", tokens="9")
+    bad = _with(
+        warmed, "b", verdict="not learned", samples="20", tokens="1",
+        hidden_accuracy_percent="2.5", chance_percent="2.4",
+    )  # fmt: skip
+    facts = make_init("graft", model=VIT, seed=0, a=good, b=bad, first_blocks=1).facts
+    assert (facts["verdict"], facts["samples"], facts["tokens"]) == ("not learned", "320", "10")
+    assert facts["hidden_accuracy_percent"] == "2.5"
+    facts = make_init("graft", model=VIT, seed=0, a=good, b=good, first_blocks=1).facts
+    assert (facts["verdict"], facts["samples"]) == ("learned", "300")  # one warm-up, counted once
+    for name in ("weights_shuffled_in_heads", "weights_shuffled_in_tensors"):
+        facts = make_init(name, model=VIT, seed=0, model_kwargs=SMALL, trunk=bad).facts
+        assert (facts["verdict"], facts["samples"]) == ("not learned", "20")
+    assert (
+        "verdict"
+        not in make_init("graft", model=VIT, seed=0, a=warmed, b=warmed, first_blocks=1).facts
+    )
+
+
+def test_a_control_that_would_shuffle_nothing_is_refused() -> None:
+    other = {"blocks.0.in_proj.weight": torch.arange(12.0).reshape(3, 4)}
+    trunk = Trunk(other, {"num_heads": "1", "depth": "1"}, "c")
+    with pytest.raises(HandoffError, match=r"nothing would be shuffled.*in_tensors"):
+        make_init("weights_shuffled_in_heads", model=VIT, seed=0, model_kwargs={}, trunk=trunk)
+    gated = {
+        "blocks.0.mlp.fc1.weight": torch.arange(12.0).reshape(3, 4),
+        "blocks.0.mlp.norm.weight": torch.arange(4.0),
+    }
+    trunk = Trunk(gated, {"num_heads": "1", "depth": "1"}, "d")
+    made = make_init(
+        "weights_shuffled_in_heads", model=VIT, seed=0, model_kwargs={}, trunk=trunk
+    ).tensors
+    assert torch.equal(made["blocks.0.mlp.norm.weight"], gated["blocks.0.mlp.norm.weight"])
+    assert not torch.equal(made["blocks.0.mlp.fc1.weight"], gated["blocks.0.mlp.fc1.weight"])

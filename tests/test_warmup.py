@@ -1,5 +1,6 @@
 """The warm-up learns what it should, resumes bit for bit, and stops without losing anything."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -32,6 +33,7 @@ from vitwarm.warmup import (
     warmup_folder,
 )
 from vitwarm.warmup.probe import find_order_blind
+from vitwarm.warmup.watch import SATURATION_STEPS
 
 TINY = [
     "warmup.model=vit_tiny_patch16_224",
@@ -340,9 +342,18 @@ def test_until_saturated_ends_at_the_second_solved_line(tmp_path: Path) -> None:
         "warmup.lr=1e-2", "warmup.ramp_steps=2",
     )  # fmt: skip
     record = run_warmup(config)  # one kind of bracket: every hidden token is the same
-    assert record.steps is not None
-    assert record.steps < 100
-    assert record.saturated_at_step is not None
+    assert record.steps in (100, 150)
+    assert record.saturated_at_step == record.steps - SATURATION_STEPS
+    assert record.verdict == "saturated early"  # of the budget, not of the steps that were made
+
+    elsewhere = dataclasses.replace(config.run, root=str(tmp_path / "parts"), log_every_steps=7)
+    parts = dataclasses.replace(config, run=elsewhere)
+    with pytest.raises(Stopped), interrupt_after_step(record.steps - 20):
+        run_warmup(parts)
+    assert run_warmup(parts).steps == record.steps  # neither a stop nor the log's interval counts
+    assert same(weights(config), weights(parts))
+    (warmup_folder(parts) / "record.json").unlink()  # stopped between training and record
+    assert run_warmup(parts).steps == record.steps
 
 
 class interrupt_after_step:

@@ -34,6 +34,16 @@ def find_saturation(run: RunFolder) -> int | None:
     return first
 
 
+def is_solved(run: RunFolder) -> bool:
+    """Whether the last two lines of a run's training accuracy are above 99 %.
+
+    Read from the file, not from memory: a resumed run must stop where an uninterrupted one does.
+    """
+    lines = [line for line in read_metrics(run.path) if line["kind"] == "train"][-2:]
+    solved = [line.get("hidden_accuracy_percent") or 0.0 for line in lines]
+    return len(solved) == 2 and min(solved) >= SATURATED_PERCENT
+
+
 def judge(
     *,
     accuracy_percent: float,
@@ -49,6 +59,7 @@ def judge(
         order_blind_percent: what can be reached there without the order of the tokens, which is
             the ceiling of the rule's shuffled control; None: not known.
         saturated_at: as `find_saturation` returns it.
+        n_steps: of the budget, also where the warm-up ended before.
     Returns: `not learned` if less than a twentieth of the gap between chance, or what the tokens
         tell without their order, and 100 % was closed: so a shuffled control that learned all it
         can has not learned either; `saturated early` if the rule was solved in the first half of

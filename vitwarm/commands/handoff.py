@@ -108,6 +108,24 @@ def _graft(args: argparse.Namespace) -> int:
             f"graft takes two trunks, not {len(args.trunks) - 1}: vitwarm handoff graft A B "
             "--attention-of A --out FILE."
         )
+    unused = [
+        flag
+        for flag, given in (
+            ("--model", args.model is not None),
+            ("--model-kwargs", args.model_kwargs is not None),
+            ("--num-classes", args.num_classes is not None),
+            ("--img-size", args.img_size is not None),
+            ("--scope", args.scope != "all"),
+            ("--blocks", args.blocks is not None),
+            ("--seed", args.seed != 0),
+        )
+        if given
+    ]
+    if unused:
+        raise ConfigError(
+            f"{', '.join(unused)} has no effect on a graft, which only assembles a trunk file. "
+            "Leave it out, and give it to the hand-off of that file."
+        )
     from vitwarm.inits import write_init
     from vitwarm.trunk import Audit, audit_tensors, load_trunk
 

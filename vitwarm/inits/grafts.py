@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from vitwarm.errors import ConfigError, HandoffError
-from vitwarm.inits.made import Made, label, read
+from vitwarm.inits.made import Made, inherit, label, read
 from vitwarm.trunk import Trunk, place_of
 from vitwarm.trunk.select import block_prefixes
 
@@ -36,7 +36,8 @@ def graft(
         attention_of: whose attention is taken, with its norm and layer scale; the MLPs are the
             other's.
         first_blocks: take that many first blocks of A and the rest of B.
-    Returns: the tensors; the facts hold `sources`, a JSON map from every tensor to its trunk.
+    Returns: the tensors; the facts hold `sources`, a JSON map from every tensor to its trunk, and
+        what `inherit` says of the warm-ups behind them.
     Raises:
         ConfigError: not exactly one of `attention_of` and `first_blocks`, or one out of range.
         HandoffError: trunks of different shapes, or a tensor that serves attention and MLP at once.
@@ -74,6 +75,7 @@ def graft(
         tensors,
         {
             **facts,
+            **inherit(left, right),
             "partial": str(bool(lacking) or left.is_partial or right.is_partial).lower(),
             "sources": json.dumps({name: label(trunks[owners[name]]) for name in tensors}),
             "made_from": f"A = {label(left)}, B = {label(right)}",

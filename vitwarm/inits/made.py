@@ -25,6 +25,30 @@ def facts_for(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]
     return {**model_facts(model), "partial": str(partial).lower()}
 
 
+def inherit(*trunks: Trunk) -> dict[str, str]:
+    """Returns what a trunk made of warmed ones has to say of their warm-ups.
+
+    Returns: `samples` and `tokens` of all of them together, and the worst `verdict` with the
+        accuracies that it rests on: what is made of a failed warm-up has failed too. Nothing for
+        trunks that were never warmed up.
+    """
+    warmed = list({t.sha256: t for t in trunks if "verdict" in t.metadata}.values())
+    if not warmed:
+        return {}
+    worst = min(warmed, key=lambda t: _BEST_LAST.index(t.metadata["verdict"])).metadata
+    reached = {name: worst[name] for name in _REACHED if name in worst}
+    total = {
+        name: str(sum(int(t.metadata.get(name, 0)) for t in warmed))
+        for name in ("samples", "tokens")
+    }
+    return {**reached, **total}
+
+
+#: Verdicts of `verdict.judge`.
+_BEST_LAST = ("not learned", "saturated early", "learned")
+_REACHED = ("verdict", "hidden_accuracy_percent", "chance_percent", "order_blind_percent")
+
+
 def read(trunk: str | Path | Trunk) -> Trunk:
     """Returns the trunk itself, or reads it. Raises: TrunkError: as `load_trunk`."""
     return trunk if isinstance(trunk, Trunk) else load_trunk(trunk)

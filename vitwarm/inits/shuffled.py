@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from vitwarm.errors import HandoffError
-from vitwarm.inits.made import Made, label, read
+from vitwarm.inits.made import Made, inherit, label, read
 from vitwarm.seeding import numpy_rng
 from vitwarm.trunk import Trunk, choose_names
 from vitwarm.trunk.select import Blocks, Scope
 
 #: Attention layers by how many of query, key, value their rows hold.
 _ROWS_OF_HEADS = re.compile(r"\.attn\.(qkv|qk|q_proj|k_proj|v_proj|v)\.(weight|bias)$")
-_ROWS_OF_MLP = re.compile(r"\.mlp\.\w+\.(weight|bias)$")
+_ROWS_OF_MLP = re.compile(r"\.mlp\.(?!norm)\w+\.(weight|bias)$")
 _BIASES_OF_HEADS = re.compile(r"\.attn\.(q_bias|v_bias)$")
 
 
@@ -44,7 +44,7 @@ def weights_shuffled_in_heads(
         trunk: the trunk whose numbers are shuffled.
         scope, blocks: shuffle only this part; the rest stays as in the trunk.
     Raises: TrunkError, HandoffError: as `load_trunk` and `choose_names`; a trunk that does not say
-        how many heads it has.
+        how many heads it has, or whose attention and MLPs have other names.
     Source: zlshinnick/weight-selection, shuffle_weights.py.
     """
     source = read(trunk)
@@ -63,6 +63,13 @@ def weights_shuffled_in_heads(
             return _permute_groups(tensor, n_parts * int(n_heads), seed, name)
         return _permute_groups(tensor, 1, seed, name) if _ROWS_OF_MLP.search(name) else tensor
 
+    kinds = (_ROWS_OF_HEADS, _BIASES_OF_HEADS, _ROWS_OF_MLP)
+    if not any(kind.search(name) for kind in kinds for name in chosen):
+        raise HandoffError(
+            f"trunk {label(source)} has no tensors of the names that attention heads and MLPs have "
+            "in most of timm's models, so nothing would be shuffled. Use "
+            "weights_shuffled_in_tensors."
+        )
     return _made(source, chosen, shuffled)
 
 
@@ -95,7 +102,8 @@ def _made(source: Trunk, chosen: set[str], shuffled: Any) -> Made:
     }
     kept = ("model", "model_args", "depth", "num_heads", "grid", "n_tokens", "norm_eps", "partial")
     facts = {key: source.metadata[key] for key in kept if key in source.metadata}
-    return Made(tensors, {**facts, "made_from": label(source), "made_from_sha256": source.sha256})
+    made_from = {"made_from": label(source), "made_from_sha256": source.sha256}
+    return Made(tensors, {**facts, **inherit(source), **made_from})
 
 
 def _permute_groups(tensor: Tensor, n_groups: int, seed: int, name: str) -> Tensor:

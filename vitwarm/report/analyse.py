@@ -182,9 +182,11 @@ def _matched_total(analysis: Analysis, done: Done, trials: list[Trial]) -> list[
     found = []
     for longer in (cell for cell in analysis.cells if _kind(analysis, cell.arm) == "longer"):
         for cell in analysis.cells:
-            if cell.n_images != longer.n_images or _kind(analysis, cell.arm) != "warm":
+            if cell.n_images != longer.n_images or _kind(analysis, cell.arm) == "longer":
                 continue
             if cell.total_samples is None or longer.total_samples is None:
+                continue
+            if cell.total_samples == cell.images_seen:  # no warm-up stands behind it
                 continue
             if abs(cell.total_samples - longer.total_samples) <= batch:
                 found.append(_difference(done, cell.arm, longer.arm, cell.n_images))

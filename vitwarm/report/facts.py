@@ -102,6 +102,8 @@ class WarmupLine:
     hidden_accuracy_percent: float | None
     chance_percent: float | None
     order_blind_percent: float | None
+    ceiling_percent: float | None
+    """What no model exceeds."""
     hidden_loss: float | None
     saturated_at_step: int | None
     verdict: str | None

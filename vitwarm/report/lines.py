@@ -54,12 +54,18 @@ def describe_warmups(section: Section) -> list[WarmupLine]:
                 reason=warmup.reason, samples=record.warmup_samples if record else None,
                 folder=warmup.folder.name if warmup.folder else "",
                 curve_steps=[step for step, _ in curve], curve_percent=[y for _, y in curve],
+                ceiling_percent=_ceiling(record),
                 hidden_accuracy_by=record.hidden_accuracy_by if record else {},
                 probes=[line for line in lines if line.get("kind") == "eval"],
                 **facts,
             )
         )  # fmt: skip
     return found
+
+
+def _ceiling(record: Record | None) -> float | None:
+    found = record.extra.get("ceiling") if record else None
+    return found.get("high_percent") if isinstance(found, dict) else None
 
 
 def _rule_text(record: Record | None) -> str:

@@ -163,6 +163,7 @@ def warmup_table(analysis: Analysis) -> str:
                 text(percent(line.hidden_accuracy_percent)),
                 text(percent(line.chance_percent)),
                 text(percent(line.order_blind_percent)),
+                text(percent(line.ceiling_percent)),
                 text("–" if line.hidden_loss is None else f"{line.hidden_loss:.3f}"),
                 text(verdict + why, f"left {_VERDICT_CSS.get(verdict, 'bad')}"),
                 text(count(line.saturated_at_step)),
@@ -172,7 +173,7 @@ def warmup_table(analysis: Analysis) -> str:
         )
     heads = [
         "arms", "rule", "seed", "sequences", "hidden tokens right", "chance", "without order",
-        "loss, nats", "verdict", "solved at step", "time", "run",
+        "ceiling", "loss, nats", "verdict", "solved at step", "time", "run",
     ]  # fmt: skip
     caption = (
         "Accuracy on hidden tokens of held-out sequences, %. Chance: always the most frequent id; "

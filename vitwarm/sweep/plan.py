@@ -32,6 +32,7 @@ from vitwarm.config import (
     with_overrides,
 )
 from vitwarm.errors import ConfigError
+from vitwarm.files import sha256_of
 from vitwarm.records import Record
 from vitwarm.sweep.checks import check_sweep, split_axes
 from vitwarm.sweep.rows import ArmKind, Plan, Row, make_key, set_fields
@@ -268,7 +269,13 @@ class _Planner:
                 needs.append(row.key)
                 params[param] = str(Path(str(row.folder)) / "trunk.safetensors")
         model_kwargs = dict(train.train.model_kwargs)
-        facts = [arm.init, arm.init_params, needs, train.train.model, model_kwargs, train.seed]
+        contents = {
+            name: sha256_of(Path(value))
+            for name, value in arm.init_params.items()
+            if _is_file(value)
+        }
+        made_of = {**arm.init_params, **contents}  # another file of that name makes another trunk
+        facts = [arm.init, made_of, needs, train.train.model, model_kwargs, train.seed]
         key = make_key("init", *facts)
         path = self.home / "inits" / f"{arm.init}-seed{train.seed}-{key[-8:]}.safetensors"
         config = InitConfig(
@@ -337,3 +344,7 @@ def _label(label: str, fields: dict[str, Any]) -> str:
 
 def _word(value: Any) -> str:
     return str(value) if not isinstance(value, dict | list) else json.dumps(value)
+
+
+def _is_file(value: object) -> bool:
+    return isinstance(value, str) and Path(value).is_file()

@@ -38,14 +38,15 @@ def describe_plan(plan: Plan, config: SweepConfig, stages: Stages) -> str:
             f"  {describe_row(row)}: {row.steps or 0:,} steps, {row.samples:,} sequences, "
             f"{row.tokens or 0:,} tokens{state}"
         )
-    lines += _training_lines(trainings, waiting)
+    samples = {row.key: row.samples for row in plan.rows}
+    lines += _training_lines(trainings, waiting, samples)
     lines += [f"  ! {describe_row(d.row)}: {d.reason}" for d in settled if d.state == "refused"]
     lines.append(f"total     {_totals(plan.rows)}")
     lines.append(f"estimate  {_estimate(plan, [row for row in plan.rows if row.key in waiting])}")
     return "\n".join(lines)
 
 
-def _training_lines(trainings: list[Row], waiting: set[str]) -> list[str]:
+def _training_lines(trainings: list[Row], waiting: set[str], samples: dict[str, int]) -> list[str]:
     cells: dict[tuple[str, str, int], list[Row]] = {}
     for row in trainings:
         cells.setdefault((row.arms[0], str(row.setting), row.n_images or 0), []).append(row)
@@ -58,9 +59,17 @@ def _training_lines(trainings: list[Row], waiting: set[str]) -> list[str]:
         steps = rows[0].steps or 0
         lines.append(
             f"  {arm:<{width}} {n_images:>9,} images: {steps:,} steps, {rows[0].samples:,} images "
-            f"seen, x {len(rows)} seeds{done}{setting}"
+            f"seen, x {len(rows)} seeds{done}{setting}{_surplus(rows[0], samples)}"
         )
     return lines
+
+
+def _surplus(row: Row, samples: dict[str, int]) -> str:
+    """What an arm that trains longer sees beyond the warm-up's samples, to fill its last step."""
+    if row.extra_of is None or not isinstance(row.config, TrainRun):
+        return ""
+    surplus = -samples[row.extra_of] % row.config.train.batch_size
+    return f" ({surplus:,} beyond the warm-up's samples, to fill the last step)" if surplus else ""
 
 
 def _totals(rows: Iterable[Row]) -> str:

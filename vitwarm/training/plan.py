@@ -228,8 +228,8 @@ def _check_trunk(trunk: Trunk | None, handoff: HandoffConfig) -> None:
         return
     raise HandoffError(
         f"handoff.trunk is {str(handoff.trunk)!r}, whose warm-up learned nothing "
-        f"({facts['hidden_accuracy_percent']:.1f} % of hidden tokens right, chance "
-        f"{facts['chance_percent']:.1f} %, without the order of the tokens "
+        f"({facts.get('hidden_accuracy_percent') or 0:.1f} % of hidden tokens right, chance "
+        f"{facts.get('chance_percent') or 0:.1f} %, without the order of the tokens "
         f"{facts.get('order_blind_percent') or 0:.1f} %); that is worse than none. Warm up anew, "
         "or set handoff.allow_failed=true."
     )

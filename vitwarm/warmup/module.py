@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vitwarm.callbacks import Checkpoint
 from vitwarm.loop import (
     SteppedModule,
 )
@@ -119,6 +120,22 @@ class WarmupModule(SteppedModule):
         self._meters = None
         count = max(count, 1.0)
         return {"loss": loss / count, "hidden_accuracy_percent": 100 * correct / count}
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        # The sums of the present log interval, so that a resumed run's next line covers all of it.
+        # One process's: on several, the line after a resume leaves out what the others had.
+        meters = {} if self._meters is None else {"meters": self._meters}
+        return {**super().checkpoint_state(), **meters}
+
+    def restore(self, checkpoint: Checkpoint | None) -> None:
+        super().restore(checkpoint)
+        if checkpoint is not None and self.rank == 0:
+            self._meters = checkpoint.state.get("meters")
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self._meters is not None:
+            self._meters = self._meters.to(self.device)
 
     def describe_batch(self, step: int) -> str:
         return f"sequences of seed {self.seed} at step {step:,}"

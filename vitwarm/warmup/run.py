@@ -38,11 +38,11 @@ from vitwarm.trunk import (
     save_trunk,
 )
 from vitwarm.units import format_seconds
-from vitwarm.verdict import describe, find_saturation, judge
+from vitwarm.verdict import describe, find_saturation, is_solved, judge
 from vitwarm.warmup.module import WarmupModule
 from vitwarm.warmup.plan import WarmupPlan, make_loader, make_token_model, plan_warmup
 from vitwarm.warmup.probe import Probe, block_norms, evaluate, find_ceiling, find_order_blind
-from vitwarm.warmup.watch import Estimate, StopWhenSaturated
+from vitwarm.warmup.watch import SATURATION_STEPS, Estimate, StopWhenSaturated
 
 
 def run_warmup(config: WarmupRun, *, fresh: bool = False) -> Record:
@@ -154,11 +154,12 @@ def _train(plan: WarmupPlan, tokens: TokenModel, run: RunFolder, say: Say) -> Re
             _trunk_metadata(plan, tokens, steps=stopped.steps_done, status="unfinished"),
         )
 
+    until_solved = warm.until == "saturated"
     saver = TimedCheckpoint(run, plan.digest, minutes=warm.checkpoint_minutes)
     metrics = Metrics(
         run,
         loader,
-        every_steps=config.run.log_every_steps,
+        every_steps=SATURATION_STEPS if until_solved else config.run.log_every_steps,
         progress=config.run.progress,
         label="warm-up",
         samples_per_step=warm.batch_size,
@@ -168,12 +169,13 @@ def _train(plan: WarmupPlan, tokens: TokenModel, run: RunFolder, say: Say) -> Re
     callbacks.append(
         StopRequest(saver, time_limit_minutes=config.run.time_limit_minutes, on_stop=leave_trunk)
     )
-    if warm.until == "saturated":
+    if until_solved:
         callbacks.insert(1, StopWhenSaturated(metrics, run))
     trainer = make_trainer(
         config.run, precision=warm.precision, accumulate=plan.cut.accumulate, callbacks=callbacks
     )
-    if module.start_step < plan.budget.steps:
+    ended = until_solved and is_solved(run)  # and was stopped before its record was written
+    if module.start_step < plan.budget.steps and not ended:
         trainer.fit(module, loader)
         module.check_finite()
     if not plan.world.is_zero:
@@ -216,7 +218,7 @@ def _judge(plan: WarmupPlan, run: RunFolder, module: WarmupModule) -> dict[str, 
         chance_percent=found["chance_percent"],
         order_blind_percent=found["order_blind_percent"],
         saturated_at=found["saturated_at_step"],
-        n_steps=module.steps_done,
+        n_steps=plan.budget.steps,
     )
     return found
 

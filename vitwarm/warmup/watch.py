@@ -11,9 +11,12 @@ from lightning.pytorch import Callback, Trainer
 from vitwarm.callbacks import (
     Metrics,
 )
-from vitwarm.records import RunFolder, read_metrics
+from vitwarm.records import RunFolder
 from vitwarm.units import format_seconds
-from vitwarm.verdict import SATURATED_PERCENT
+from vitwarm.verdict import is_solved
+
+#: Steps between two looks of `until: saturated`, whatever the log's: they decide when it ends.
+SATURATION_STEPS = 50
 
 #: An estimate above this on a CPU names the quickstart.
 LONG_SECONDS = 2 * 3600.0
@@ -61,8 +64,5 @@ class StopWhenSaturated(Callback):
     ) -> None:
         if not pl_module.at_step_end(batch_idx) or self.metrics.marked_step != pl_module.steps_done:
             return
-        # From the file, not from memory: a resumed run must stop where an uninterrupted one does.
-        lines = [line for line in read_metrics(self.run.path) if line["kind"] == "train"][-2:]
-        solved = [line.get("hidden_accuracy_percent") or 0.0 for line in lines]
-        if len(solved) == 2 and min(solved) >= SATURATED_PERCENT:
+        if is_solved(self.run):
             trainer.should_stop = True
