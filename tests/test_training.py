@@ -366,6 +366,31 @@ def test_unreadable_images_stop_a_run(tmp_path: Path) -> None:
             run_training(config)
 
 
+@pytest.mark.parametrize("resident", ["on", "off"])
+def test_unreadable_validation_images_stop_a_run(
+    shards: Path, tmp_path: Path, resident: str
+) -> None:
+    write_tiny_shards(tmp_path / "bad", bad=(7,))
+    words = [
+        f"data.train={shards}/tiny-train-*.tar", f"data.val={tmp_path}/bad/tiny-train-*.tar",
+        f"data.resident={resident}", f"run.root={tmp_path / 'runs'}",
+    ]  # fmt: skip
+    with pytest.raises(TrainingFailed, match=r"1 of \d+ validation images .* allowed is 0\.1%"):
+        run_training(load_config(TrainRun, None, [*TINY, *words]))
+
+
+def test_a_trunk_that_does_not_fit_leaves_no_run_folder(shards: Path, tmp_path: Path) -> None:
+    path = write_trunk(tmp_path / "t.safetensors", tiny(shards, tmp_path))
+    wide = "train.model_kwargs={patch_size: 2, embed_dim: 64, depth: 2, num_heads: 2}"
+    words = [word for word in TINY if not word.startswith("train.model_kwargs")]
+    data = [f"data.train={shards}/tiny-train-*.tar", f"data.val={shards}/tiny-validation-*.tar"]
+    root = f"run.root={tmp_path / 'runs'}"
+    config = load_config(TrainRun, None, [*words, *data, wide, root, f"handoff.trunk={path}"])
+    with pytest.raises(HandoffError):
+        run_training(config)
+    assert not list((tmp_path / "runs").glob("*"))
+
+
 def test_few_unreadable_images_are_counted(shards: Path) -> None:
     module = ImageModule(nn.Linear(1, 1), n_steps=1, ramp_steps=0)
     module.n_unreadable = 3

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors import SafetensorError
 
 from vitwarm.config import WarmupRun, load_config
-from vitwarm.errors import ConfigError, Stopped, TrainingFailed
+from vitwarm.errors import ConfigError, RunError, Stopped, TrainingFailed
+from vitwarm.files import replacing
 from vitwarm.loop import World, choose_attention, cosine_lr, cut_batch
 from vitwarm.records import read_metrics, read_records
 from vitwarm.rules import make_rule
@@ -406,3 +408,47 @@ def test_the_warm_up_learns_what_order_tells_and_nothing_else(tmp_path: Path) ->
         reached[rule] = run_warmup(config).hidden_accuracy_percent or 0.0
     assert reached["dyck"] >= 95.0
     assert reached["shuffled:dyck"] <= 45.0
+
+
+def test_what_cannot_be_used_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    for word, says in (
+        ("warmup.opt=adamww", r"warmup.opt is 'adamww'.*adamw"),
+        ("run.device=cuda", "run.device is 'cuda'"),
+        ("warmup.base_images=-4", "warmup.base_images is -4; it must be above 0"),
+        ("warmup.base_epochs=0", "warmup.base_epochs is 0"),
+    ):
+        if word == "run.device=cuda" and torch.cuda.is_available():
+            continue
+        with pytest.raises(ConfigError, match=says):
+            run_warmup(tiny(tmp_path / "runs", word))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_disk_that_fills_while_saving_gets_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch and safetensors wrap what the disk says, each in an error of its own."""
+
+    def torch_fails(plain: Any, path: Path) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 5 vs 1")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.save", torch_fails)
+        with pytest.raises(RunError, match=r"step0+12\.pt cannot be written.*free some space"):
+            run_warmup(tiny(tmp_path))
+    assert not list(tmp_path.rglob("*.part"))
+    says = "cannot be written: Error while serializing"
+    with pytest.raises(RunError, match=says), replacing(tmp_path / "x.safetensors"):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+    assert run_warmup(tiny(tmp_path)).steps == 12
+
+
+def test_a_finished_run_keeps_what_was_true_of_it(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    run_warmup(config)
+    before = {
+        path.name: path.read_bytes() for path in warmup_folder(config).iterdir() if path.is_file()
+    }
+    run_warmup(tiny(tmp_path, "run.threads=1", "run.log_every_steps=3"))
+    after = {name: (warmup_folder(config) / name).read_bytes() for name in before}
+    assert {n for n in before if before[n] != after[n]} <= {".lock"}

@@ -11,6 +11,7 @@ Logging: its bars and meters call `.item()` on every batch.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -112,7 +113,10 @@ class TimedCheckpoint(Callback):
             "facts": module.checkpoint_facts(),
         }
         with replacing(self.run.checkpoints / f"step{step:010d}.pt") as temporary:
-            torch.save(plain, temporary)
+            try:
+                torch.save(plain, temporary)
+            except RuntimeError as error:  # what torch's writer makes of a short write
+                raise OSError(errno.EIO, f"torch could not write all of it ({error})") from error
         self.saved_step = step
         for old in sorted(self.run.checkpoints.glob("step*.pt"))[:-2]:
             old.unlink(missing_ok=True)

@@ -65,7 +65,8 @@ class RunConfig:
     time_limit_minutes: float | None = _free(None)
     """Save and leave with exit code 75 after so long; the same command goes on."""
     progress: bool = _free(True)
-    """A bar on a terminal, a plain line now and then elsewhere."""
+    """Plan, bar (a plain line now and then where there is no terminal) and verdict; false: nothing
+    is printed, and everything stands in the run folder."""
 
     def __post_init__(self) -> None:
         _positive(self, "run", "devices", "nodes", "log_every_steps")
@@ -126,6 +127,7 @@ class WarmupConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "warmup", "batch_size", "micro_batch_size", "n_tokens", "ramp_steps")
+        _positive(self, "warmup", "base_images", "base_epochs")
         _positive(
             self,
             "warmup",

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from vitwarm.errors import RunError
 
 
@@ -29,9 +31,10 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps what the disk says
+        reason = getattr(error, "strerror", None) or error
         raise RunError(
-            f"{path} cannot be written: {error.strerror or error}. "
+            f"{path} cannot be written: {reason}. "
             "Nothing there was changed; free some space or choose another folder."
         ) from error
     finally:

@@ -20,13 +20,14 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from timm.optim import list_optimizers
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
 from vitwarm.callbacks import Checkpoint, is_slurm, raise_non_finite
 from vitwarm.config import RunConfig, TrainRun, WarmupRun
-from vitwarm.errors import ConfigError, VitwarmError
+from vitwarm.errors import ConfigError, VitwarmError, nearest
 from vitwarm.records import Record, RunFolder, open_run
 from vitwarm.seeding import seed_of
 from vitwarm.trunk import blocks_of
@@ -347,6 +348,8 @@ def run_once(
         except VitwarmError as error:
             if writer and error.exit_code == 1:
                 run.write_failure(error)
+            elif writer and error.exit_code == 2 and not run.has_begun:
+                run.remove()  # refused before anything was done: nothing half-written stays
             raise
 
 
@@ -426,3 +429,13 @@ def _draws_random_numbers(module: nn.Module) -> bool:
         for name in ("p", "drop_prob")
         if isinstance(getattr(part, name, 0.0), float)
     )
+
+
+def check_optimizer(field: str, name: str) -> None:
+    """Refuses an optimiser that timm does not have. Raises: ConfigError: with the nearest names."""
+    known = [str(known) for known in list_optimizers()]
+    if name not in known:
+        raise ConfigError(
+            f"{field} is {name!r}; timm has no optimiser of that name.{nearest(name, known)} "
+            "Give a name from timm.optim.list_optimizers()."
+        )

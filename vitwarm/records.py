@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -187,6 +188,16 @@ class RunFolder:
         plain = _read_json(self.path / "record.json")
         return to_record(plain) if plain else None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether any work was done in it: metrics, checkpoints, or a record."""
+        known = (self.path / "metrics.jsonl", self.path / "record.json")
+        return any(p.exists() for p in known) or any(self.checkpoints.glob("*"))
+
+    def remove(self) -> None:
+        """Removes the folder with all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def append_metrics(self, *, kind: str, step: int, **values: Any) -> None:
         """Appends one line to metrics.jsonl; numbers that are not finite are written as null."""
         clean = {k: None if _is_bad(v) else v for k, v in values.items()}
@@ -265,9 +276,10 @@ def open_run(
     with _lock(path):
         if fresh:
             _clear(path)
-        run.checkpoints.mkdir(exist_ok=True)
-        save_config(config, path / "config.yaml")
-        run.write_json("env.json", {"config_hash": digest, **environment()})
+        if run.record is None:  # a finished run keeps what was true of it
+            run.checkpoints.mkdir(exist_ok=True)
+            save_config(config, path / "config.yaml")
+            run.write_json("env.json", {"config_hash": digest, **environment()})
         yield run
 
 
@@ -346,8 +358,6 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _clear(path: Path) -> None:
-    import shutil
-
     for item in path.iterdir():
         if item.name != ".lock":
             shutil.rmtree(item) if item.is_dir() else item.unlink()

@@ -229,7 +229,11 @@ def _warmups(analysis: Analysis) -> str:
             "</figcaption></figure></div>"
         )
     hard = "".join(difficulty_table(analysis, group, what) for group, what in _DIFFICULTIES.items())
-    return "<h3>Warm-ups</h3>" + drawn + warmup_table(analysis) + hard
+    note = (
+        "<p class='quiet'>Chance: always the most frequent hidden id. Without order: what no "
+        "predictor exceeds that is blind to the order of the tokens. Ceiling: what none exceeds.</p>"
+    )
+    return "<h3>Warm-ups</h3>" + drawn + note + warmup_table(analysis) + hard
 
 
 def _runs(analysis: Analysis) -> str:

@@ -175,10 +175,7 @@ def warmup_table(analysis: Analysis) -> str:
         "arms", "rule", "seed", "sequences", "hidden tokens right", "chance", "without order",
         "ceiling", "loss, nats", "verdict", "solved at step", "time", "run",
     ]  # fmt: skip
-    caption = (
-        "Accuracy on hidden tokens of held-out sequences, %. Chance: always the most frequent id; "
-        "without order: what no predictor exceeds that is blind to the order of the tokens."
-    )
+    caption = "Accuracy on hidden tokens of held-out sequences, %."
     return table(caption, heads, rows, sortable=True)
 
 

@@ -155,11 +155,11 @@ class Pictures:
         plan, train = self.plan, self.plan.config.train
         crop = make_eval_crop(plan)
         size = plan.cut.micro_batch_size
-        batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+        batches: Callable[[], Iterable[tuple[Tensor, Tensor, int]]]
         if self._val is not None:
             rows = np.arange(plan.val.n_images)
             images = ResidentImages(self._val.images, self._val.labels, rows)
-            batches = _ResidentBatches(images, crop, size, world, self.device)
+            batches = _ResidentBatches(images, crop, size, world, self.device, self._val.unreadable)
         else:
             loader = make_val_loader(
                 plan.val,
@@ -172,8 +172,8 @@ class Pictures:
             )
             self._loaders.append(loader)
 
-            def batches() -> Iterator[tuple[Tensor, Tensor]]:
-                return ((batch.images, batch.labels) for batch in loader)
+            def batches() -> Iterator[tuple[Tensor, Tensor, int]]:
+                return ((batch.images, batch.labels, int(batch.unreadable)) for batch in loader)
 
         n_common = -(-(plan.val.n_images // world.size) // size)
         return Validation(
@@ -189,9 +189,16 @@ class _ResidentBatches:
     """Validation batches of images on the device, resized once if they are few enough to keep."""
 
     def __init__(
-        self, images: ResidentImages, crop: EvalCrop, size: int, world: World, device: torch.device
+        self,
+        images: ResidentImages,
+        crop: EvalCrop,
+        size: int,
+        world: World,
+        device: torch.device,
+        unreadable: np.ndarray,
     ) -> None:
         self.images = images
+        self.unreadable = unreadable
         self.crop = crop
         self.size = size
         n = len(images)
@@ -200,7 +207,7 @@ class _ResidentBatches:
         self.kept: list[Tensor] = []
         self.keeps = len(self.part) * 3 * crop.size**2 <= KEEP_BYTES
 
-    def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         self.images = self.images.to(here(self.device))
         for number, start in enumerate(range(self.part.start, self.part.stop, self.size)):
             some = slice(start, min(start + self.size, self.part.stop))
@@ -215,7 +222,8 @@ class _ResidentBatches:
                 )
                 if self.keeps:
                     self.kept.append(batch)
-            yield batch, self.images.labels[some]
+            n_bad = int(((self.unreadable >= some.start) & (self.unreadable < some.stop)).sum())
+            yield batch, self.images.labels[some], n_bad
 
 
 def wants_resident(plan: TrainPlan) -> bool:

@@ -14,7 +14,7 @@ from vitwarm.callbacks import StopRequest
 from vitwarm.errors import TrainingFailed
 from vitwarm.records import RunFolder
 from vitwarm.training.losses import evaluation_sums
-from vitwarm.training.module import ImageModule
+from vitwarm.training.module import UNREADABLE_SHARE, ImageModule
 
 #: Batches between two looks at the stop flag inside an evaluation.
 CHECK_EVERY_BATCHES = 20
@@ -25,7 +25,7 @@ class Validation:
 
     def __init__(
         self,
-        batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+        batches: Callable[[], Iterable[tuple[Tensor, Tensor, int]]],
         *,
         n_images: int,
         n_common: int,
@@ -35,8 +35,9 @@ class Validation:
         """Remembers how to get at the images.
 
         Args:
-            batches: gives uint8 images [b, 3, H, W] and int64 labels, anew at each call; no image
-                twice, and all of them over all processes.
+            batches: gives uint8 images [b, 3, H, W], int64 labels, and how many of these images
+                did not decode and were replaced, anew at each call; no image twice, and all of
+                them over all processes.
             n_images: of the whole set.
             n_common: batches that every process has at least.
             mean, std: per channel, in [0, 1].
@@ -47,12 +48,12 @@ class Validation:
         self.scale = torch.tensor([1 / (255 * s) for s in std])
         self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
 
-    def on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields normalised images and labels on a device."""
+    def on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Yields normalised images and labels on a device, and how many were replaced."""
         scale, shift = self.scale.to(device), self.shift.to(device)
-        for images, labels in self.batches():
-            there = images.to(device, non_blocking=True)
-            yield normalise(there, scale, shift), labels.to(device, non_blocking=True)
+        for images, labels, n_unreadable in self.batches():
+            there = normalise(images.to(device, non_blocking=True), scale, shift)
+            yield there, labels.to(device, non_blocking=True), n_unreadable
 
 
 @torch.no_grad()
@@ -72,37 +73,49 @@ def evaluate(
         bf16: autocast.
         world_size: with several processes a collective; every one gets the same numbers.
         between: called every few batches, by all processes alike.
-    Returns: per model `top1_percent`, `top5_percent`, `val_loss` in nats per image.
-    Raises: TrainingFailed: not every image of the set was seen exactly once.
+    Returns: per model `top1_percent`, `top5_percent`, `val_loss` in nats per image, and
+        `unreadable_val_images`, which were replaced by others.
+    Raises: TrainingFailed: not every image of the set was seen exactly once, or more than 0.1 % of
+        them did not decode.
     """
     modes = [vit.training for vit in vits]
     for vit in vits:
         vit.eval()
-    sums = torch.zeros(len(vits), 4, dtype=torch.float64, device=device)
-    for number, (images, labels) in enumerate(validation.on(device), 1):
+    sums = torch.zeros(len(vits), 5, dtype=torch.float64, device=device)
+    n_bad = 0
+    for number, (images, labels, n_unreadable) in enumerate(validation.on(device), 1):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             logits = [vit(images) for vit in vits]
-        sums += torch.stack([evaluation_sums(logits_BC, labels) for logits_BC in logits])
+        sums[:, :4] += torch.stack([evaluation_sums(logits_BC, labels) for logits_BC in logits])
+        n_bad += n_unreadable
         if between and number % CHECK_EVERY_BATCHES == 0 and number <= validation.n_common:
             between()
     for vit, mode in zip(vits, modes, strict=True):
         vit.train(mode)
+    sums[:, 4] = n_bad
     if world_size > 1:
         torch.distributed.all_reduce(sums)
-    found = round(float(sums[0, 3]))
+    found, n_bad = round(float(sums[0, 3])), round(float(sums[0, 4]))
     if found != validation.n_images:
         raise TrainingFailed(
             f"The evaluation saw {found:,} images, but data.val holds {validation.n_images:,}. "
             "Run `vitwarm shards check` on it; where it is streamed, mend the number that its "
             "_info.json or the count behind | states."
         )
+    if n_bad > UNREADABLE_SHARE * found:
+        raise TrainingFailed(
+            f"{n_bad:,} of {found:,} validation images ({n_bad / found:.2%}) did not decode; "
+            f"allowed is {UNREADABLE_SHARE:.1%}. `vitwarm shards check` lists them; mend or remove "
+            "them and give the same command again."
+        )
     return [
         {
             "top1_percent": 100 * hits1 / found,
             "top5_percent": 100 * hits5 / found,
             "val_loss": loss / found,
+            "unreadable_val_images": n_bad,
         }
-        for loss, hits1, hits5, _ in sums.tolist()
+        for loss, hits1, hits5, _, _ in sums.tolist()
     ]
 
 
@@ -116,7 +129,9 @@ def evaluate_module(module: ImageModule, validation: Validation, **how: Any) -> 
     raw, *ema = evaluate(vits, validation, **how)
     if not ema:
         return raw
-    return {**ema[0], **{f"raw_{name}": value for name, value in raw.items()}}
+    of_images = ("unreadable_val_images",)
+    alone = {f"raw_{name}": value for name, value in raw.items() if name not in of_images}
+    return {**ema[0], **alone}
 
 
 class Evaluation(Callback):

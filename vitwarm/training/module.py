@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vitwarm.augment import Targets
 from vitwarm.callbacks import Checkpoint
-from vitwarm.errors import ConfigError, TrainingFailed, nearest
+from vitwarm.errors import TrainingFailed
 from vitwarm.loop import SteppedModule
 from vitwarm.training.losses import image_loss
 from vitwarm.trunk import trunk_names
@@ -222,13 +222,3 @@ def freeze(vit: nn.Module, what: str) -> None:
     for name, parameter in vit.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)
-
-
-def check_optimizer(name: str) -> None:
-    """Refuses an optimiser that timm does not have. Raises: ConfigError: with the nearest names."""
-    known = [str(known) for known in list_optimizers()]
-    if name not in known:
-        raise ConfigError(
-            f"train.opt is {name!r}; timm has no optimiser of that name.{nearest(name, known)} "
-            "Give a name from timm.optim.list_optimizers()."
-        )

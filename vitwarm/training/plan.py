@@ -16,10 +16,17 @@ from vitwarm.config import HandoffConfig, TrainRun, config_hash
 from vitwarm.errors import ConfigError, HandoffError, ShardError
 from vitwarm.files import sha256_of
 from vitwarm.handoff import Audit, attach, start_from
-from vitwarm.loop import Cut, World, cut_batch, evaluation_steps, find_world
+from vitwarm.loop import (
+    Cut,
+    World,
+    check_optimizer,
+    choose_device,
+    cut_batch,
+    evaluation_steps,
+    find_world,
+)
 from vitwarm.shards import Order, ShardIndex, Subset, choose_fraction, choose_list
 from vitwarm.shards.stream import StreamIndex
-from vitwarm.training.module import check_optimizer
 from vitwarm.trunk import Trunk, build_shapes, check_name, load_trunk
 from vitwarm.units import to_steps
 
@@ -99,7 +106,8 @@ def plan_training(config: TrainRun) -> TrainPlan:
     Raises: ConfigError, ShardError, TrunkError, HandoffError, ModelError: something cannot be used.
     """
     train, data = config.train, config.data
-    check_optimizer(train.opt)
+    choose_device(config.run)
+    check_optimizer("train.opt", train.opt)
     check_name(train.model)
     parse_policy(train.aa)
     trunk = None if config.handoff.trunk is None else load_trunk(config.handoff.trunk)

@@ -303,6 +303,7 @@ def _record(plan: TrainPlan, run: RunFolder, module: ImageModule, waits: WaitMet
             "scope": config.handoff.scope,
             "blocks": config.handoff.blocks,
             "img_size": plan.img_size,
+            "unreadable_val_images": found.get("unreadable_val_images"),
             **{name: value for name, value in found.items() if name.startswith("raw_")},
         },
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors import SafetensorError
 from torch import nn
 
 from vitwarm.errors import RunError
@@ -57,9 +58,9 @@ def export_model(vit: nn.Module, folder: str | Path, *, facts: Mapping[str, Any]
             if folder.exists():
                 folder.rename(Path(made) / "old")
             new.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps what the disk says
+        reason = getattr(error, "strerror", None) or error
         raise RunError(
-            f"{folder} cannot be written: {error.strerror or error}. Free some space or choose "
-            "another folder."
+            f"{folder} cannot be written: {reason}. Free some space or choose another folder."
         ) from error
     return folder

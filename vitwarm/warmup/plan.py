@@ -11,6 +11,7 @@ from vitwarm.config import WarmupRun, config_hash
 from vitwarm.loop import (
     Cut,
     World,
+    check_optimizer,
     choose_device,
     cut_batch,
     find_world,
@@ -74,6 +75,8 @@ def plan_warmup(config: WarmupRun, *, n_tokens: int | None = None) -> WarmupPlan
     Raises: ConfigError, RuleError, ModelError: something in the config cannot be used.
     """
     warm = config.warmup
+    choose_device(config.run)
+    check_optimizer("warmup.opt", warm.opt)
     rule = make_rule(config.rule.name, **config.rule.params)
     facts = rule_config(rule)
     if n_tokens is None:
