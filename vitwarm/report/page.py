@@ -231,7 +231,8 @@ def _warmups(analysis: Analysis) -> str:
     hard = "".join(difficulty_table(analysis, group, what) for group, what in _DIFFICULTIES.items())
     note = (
         "<p class='quiet'>Chance: always the most frequent hidden id. Without order: what no "
-        "predictor exceeds that is blind to the order of the tokens. Ceiling: what none exceeds.</p>"
+        "predictor exceeds that is blind to the order of the tokens. Ceiling: what none "
+        "exceeds.</p>"
     )
     return "<h3>Warm-ups</h3>" + drawn + note + warmup_table(analysis) + hard
 
