@@ -46,6 +46,12 @@ def test_an_evaluation_crop_larger_than_the_image_is_refused(share: str) -> None
         load_config(TrainRun, None, [*needed, f"train.crop_pct={share}"])
 
 
+def test_a_key_mistyped_in_an_arm_names_the_nearest() -> None:
+    words = ["base=x", "match=steps", "warmup_seeds=shared", "arms={dyck: {warmpu: w.yaml}}"]
+    with pytest.raises(ConfigError, match=r"arms\.dyck\.warmpu.*Did you mean arms\.dyck\.warmup"):
+        load_config(SweepConfig, None, words)
+
+
 def test_numbers_of_the_command_line_are_numbers() -> None:
     config = load_config(WarmupRun, None, ["warmup.lr=1e-3", "rule.params.n_kinds=8"])
     assert config.warmup.lr == 1e-3

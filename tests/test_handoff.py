@@ -236,3 +236,9 @@ def test_the_command_grafts(
             assert str(warmed if entry.name.startswith("blocks.0") else other) in entry.source
     assert main(words) == 2
     assert "exactly one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("blocks", ["-9:", "0:9", "5:"])
+def test_a_range_beyond_the_blocks_is_refused(blocks: str, warmed: Path) -> None:
+    with pytest.raises(HandoffError, match=r"handoff\.blocks is .* of the 3 blocks \(0 to 2\)"):
+        attach(warmed, model=VIT, blocks=blocks, **SMALL)

@@ -221,3 +221,12 @@ def test_a_control_that_would_shuffle_nothing_is_refused() -> None:
     ).tensors
     assert torch.equal(made["blocks.0.mlp.norm.weight"], gated["blocks.0.mlp.norm.weight"])
     assert not torch.equal(made["blocks.0.mlp.fc1.weight"], gated["blocks.0.mlp.fc1.weight"])
+
+
+def test_first_blocks_are_not_counted_in_a_trunk_that_lacks_some(warmed: Trunk) -> None:
+    last = {n: t for n, t in warmed.tensors.items() if not n.startswith("blocks.0.")}
+    part = dataclasses.replace(warmed, tensors=last, sha256="e")
+    three = _with(part, "f", depth="3")
+    with pytest.raises(HandoffError, match="with 3 blocks, of which"):
+        make_init("graft", model=VIT, seed=0, a=three, b=_with(warmed, "g", depth="3"),
+                  first_blocks=1)  # fmt: skip

@@ -603,6 +603,9 @@ def _explain(error: OmegaConfBaseException, schema: type) -> str:
     if unknown:
         known = [name for name, _ in _all_fields(schema, "")]
         asked = str(key or unknown[1])
+        if asked.startswith("arms."):  # their labels are the user's, so no default names them
+            arm = asked.rpartition(".")[0]
+            known += [f"{arm}.{item.name}" for item in dataclasses.fields(ArmConfig)]
         return f"There is no field {asked!r}.{nearest(asked, known)}"
     return f"{key}: {first}." if key else f"{first}."
 

@@ -45,6 +45,12 @@ def graft(
     left, right = read(a), read(b)
     prefixes = block_prefixes([*left.tensors, *right.tensors])
     _check_choice(attention_of, first_blocks, len(prefixes))
+    for side in (left, right) if first_blocks is not None else ():
+        if side.metadata.get("depth", str(len(prefixes))) != str(len(prefixes)):
+            raise HandoffError(
+                f"trunk {label(side)} is of a model with {side.metadata['depth']} blocks, of which "
+                f"{len(prefixes)} are there, so first_blocks cannot count them. Use whole trunks."
+            )
     _check_alike(left, right)
     names = list(dict.fromkeys([*left.tensors, *right.tensors]))
     other: dict[str, Side] = {"A": "B", "B": "A"}

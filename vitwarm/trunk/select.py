@@ -85,7 +85,8 @@ def parse_blocks(blocks: Blocks, depth: int) -> list[int]:
         else:
             raise HandoffError(bad)
     if isinstance(blocks, slice):
-        if blocks.step == 0:
+        ends = [end for end in (blocks.start, blocks.stop) if end is not None]
+        if blocks.step == 0 or any(not -depth <= end <= depth for end in ends):
             raise HandoffError(bad)
         chosen = list(range(depth))[blocks]
     else:
