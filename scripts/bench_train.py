@@ -9,9 +9,9 @@ Two trainings take turns in one process, on the same synthetic batches that lie 
     plain   a loop as timm's train.py has it: forward, loss, backward, step, moving average
 
 with the same model, precision, compilation and (fused) optimiser; on a CPU the figures are of CPU
-time on one thread. With --shards the end-to-end
-figure stands beside it: the DeiT recipe from these shards, decoding and augmentation included. One
-JSON line per model; `over_plain` above 1 means faster than the plain loop.
+time on one thread. With --shards the end-to-end figure stands beside it: the DeiT recipe from these
+shards, decoding and augmentation included. One JSON line per model; `over_plain` above 1 means
+faster than the plain loop.
 """
 
 from __future__ import annotations
