@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import warnings
 from math import comb
 from typing import Any
 
@@ -343,3 +345,19 @@ def test_curricula_follow_their_total() -> None:
         begin, end = rows
         np.testing.assert_array_equal(ids[begin:end], member.sample(0, begin, end - begin, 40))
     assert rule.evaluation_start == 60
+
+
+def test_threads_that_a_fork_left_behind_are_made_anew() -> None:
+    rule = make_rule("dyck", n_kinds=3)
+    words = rule.sample(0, 0, 64, 20, n_threads=2)
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is the point
+        child = os.fork()
+    if not child:
+        os.write(writer, rule.sample(0, 0, 64, 20, n_threads=2).tobytes())
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        assert pipe.read() == words.tobytes()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, NamedTuple
@@ -27,7 +29,7 @@ MOST_TOKENS = 2**24
 MOST_ROWS = 2**63
 
 #: Parts that each thread's share of the rows is cut into.
-_SPANS_PER_THREAD = 4
+_SPANS_PER_THREAD = 16
 
 
 class Ceiling(NamedTuple):
@@ -205,8 +207,7 @@ class Rule(ABC):
         n_spans = min(n_sequences, n_threads * _SPANS_PER_THREAD)
         cuts = np.linspace(0, n_sequences, n_spans + 1).astype(int)
         spans = [slice(a, b) for a, b in itertools.pairwise(cuts)]
-        with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(lambda span: self.fill(out[span], seed, rows_B[span]), spans))
+        list(_pool(n_threads).map(lambda span: self.fill(out[span], seed, rows_B[span]), spans))
         return out
 
     def key(self, seed: int) -> np.uint64:
@@ -243,6 +244,16 @@ class Rule(ABC):
     def refuse(self, field: str, value: object, allowed: str) -> RuleError:
         """Returns the error for a parameter: where, what was given, what is allowed."""
         return RuleError(f"rule.params.{field} is {value!r}; rule {self.name} {allowed}.")
+
+
+@functools.lru_cache
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    """Kept: threads made anew for every call start on the caller's core."""
+    return ThreadPoolExecutor(n_threads, thread_name_prefix="rules")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork leaves the threads behind
 
 
 def held_out_seed(seed: int) -> int:
