@@ -49,8 +49,8 @@ from timm.data import create_transform
 
 from vitwarm.errors import VitwarmError
 from vitwarm.shards import Order, ShardIndex, TrainCrop, make_train_loader
-from vitwarm.shards.reader import ImageReader
-from vitwarm.shards.writer import Sample, write_shards
+from vitwarm.shards.load.reader import ImageReader
+from vitwarm.shards.write.writer import Sample, write_shards
 
 #: Of the synthetic images: ImageNet's most frequent size.
 HEIGHT, WIDTH = 375, 500

@@ -36,8 +36,8 @@ from typing import Any
 import numpy as np
 
 from vitwarm.errors import VitwarmError
-from vitwarm.masking import make_batch
 from vitwarm.rules import RULES, Rule, make_rule, rule_config
+from vitwarm.rules.masking import make_batch
 
 #: Parameters where a rule has no defaults.
 NEEDED: dict[str, dict[str, Any]] = {

@@ -18,30 +18,37 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
+from bench_rounds import Rounds, Step, device_name, median_and_range, own, wall
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from vitwarm.augment import Targets
-from vitwarm.callbacks import Metrics, TimedCheckpoint, WaitMeter
 from vitwarm.config import RunConfig, TrainRun, load_config
-from vitwarm.loop import choose_device, compile_blocks, make_trainer
+from vitwarm.hardware import choose_device, choose_numbers
+from vitwarm.loop import (
+    Cut,
+    Metrics,
+    Schedule,
+    TimedCheckpoint,
+    WaitMeter,
+    compile_blocks,
+    make_trainer,
+)
 from vitwarm.records import RunFolder
 from vitwarm.training.data import Pictures
 from vitwarm.training.module import ImageModule, TrainBatch
 from vitwarm.training.plan import plan_training
 from vitwarm.trunk import build_model
+from vitwarm.world import World
 
 N_CLASSES = 1000
 EMA_DECAY = 0.9998
@@ -57,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, help="images per step (CPU 8, GPU 256)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, help="per round and contender (CPU 4, GPU 50)")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--compile", choices=("on", "off"), help="default: on for a GPU")
     parser.add_argument("--shards", metavar="SOURCE", help="adds the end-to-end figure")
     parser.add_argument("--workers", type=int, help="loader processes for the end-to-end figure")
@@ -73,6 +80,7 @@ def bench(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Times both loops on one model."""
     run = RunConfig(progress=False)
     device = choose_device(run)
+    numbers = choose_numbers(args.precision, device)
     on_gpu = device.type == "cuda"
     n_images = args.batch or (256 if on_gpu else 8)
     n_steps = args.steps or (50 if on_gpu else 4)
@@ -87,13 +95,11 @@ def bench(name: str, args: argparse.Namespace) -> dict[str, Any]:
     def make_vit() -> nn.Module:
         return build_model(name, seed=0, num_classes=N_CLASSES, **args.model_kwargs)
 
-    plain = plain_step(make_vit(), batch, bf16=args.precision == "bf16", compiled=compiled)
-    rounds = Rounds(plain, own, n_steps=n_steps, n_rounds=args.rounds)
+    plain = plain_step(make_vit(), batch, bf16=numbers.bf16, compiled=compiled)
+    rounds = Rounds({"plain": plain}, now=own, n_steps=n_steps, n_rounds=args.rounds)
     total = n_steps * (args.rounds + 1)
     vit = make_vit()
-    module = ImageModule(
-        vit, n_steps=total, ramp_steps=10, smoothing=0.1, lr=1e-6, ema_decay=EMA_DECAY
-    )
+    module = make_module(vit, total, n_images, smoothing=0.1, ema_decay=EMA_DECAY)
     if compiled:
         compile_blocks(vit)
     with tempfile.TemporaryDirectory() as folder:
@@ -105,30 +111,32 @@ def bench(name: str, args: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         saver = TimedCheckpoint(home, "bench", minutes=60)
         trainer = make_trainer(
-            run, precision=args.precision, accumulate=1, callbacks=[metrics, saver, rounds]
+            run, numbers=numbers, accumulate=1, callbacks=[metrics, saver, rounds]
         )
         trainer.fit(module, Repeat(batch, total))
-    ratios = [p / o for o, p in zip(rounds.ours, rounds.plain, strict=True)]
     line = {
         "model": name,
-        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "device": device_name(),
         "threads": torch.get_num_threads(),
         "batch": n_images,
-        "precision": args.precision,
+        "precision": numbers.precision,
         "compiled": compiled,
-        "over_plain": round(statistics.median(ratios), 4),
-        "over_plain_range": [round(min(ratios), 4), round(max(ratios), 4)],
-        "images_per_second": round(n_images * n_steps / statistics.median(rounds.ours), 2),
-        "plain_images_per_second": round(n_images * n_steps / statistics.median(rounds.plain), 2),
+        **median_and_range("over_plain", rounds.ratios("plain", "ours")),
+        "images_per_second": round(rounds.rate("ours", n_images), 2),
+        "plain_images_per_second": round(rounds.rate("plain", n_images), 2),
     }
     if args.shards:
         line["end_to_end_images_per_second"] = end_to_end(name, args, n_images, n_steps)
     return line
 
 
-def plain_step(
-    vit: nn.Module, batch: TrainBatch, *, bf16: bool, compiled: bool
-) -> Callable[[], None]:
+def make_module(vit: nn.Module, n_steps: int, n_images: int, **options: Any) -> ImageModule:
+    """The package's module around a model, on one process and without accumulation."""
+    schedule = Schedule(n_steps=n_steps, ramp_steps=10, lr=1e-6)
+    return ImageModule(vit, schedule, Cut(n_images, n_images, 1), World(0, 1), **options)
+
+
+def plain_step(vit: nn.Module, batch: TrainBatch, *, bf16: bool, compiled: bool) -> Step:
     """One step of a loop as timm's train.py has it, without its meters."""
     device = batch.images.device
     vit = vit.to(device).train()
@@ -164,14 +172,14 @@ def end_to_end(name: str, args: argparse.Namespace, n_images: int, n_steps: int)
         fields = {"train.model_kwargs": args.model_kwargs}
         plan = plan_training(load_config(TrainRun, None, words, fields=fields))
         vit = build_model(name, seed=0, num_classes=N_CLASSES, **args.model_kwargs)
-        module = ImageModule(vit, n_steps=plan.n_steps, ramp_steps=10, lr=1e-6)
+        module = make_module(vit, plan.n_steps, n_images)
         feed, _ = Pictures(plan).feed(start_step=0)
-        rounds = Rounds(None, wall, n_steps=n_steps, n_rounds=args.rounds)
+        rounds = Rounds({}, now=wall, n_steps=n_steps, n_rounds=args.rounds)
         trainer = make_trainer(
-            plan.config.run, precision=args.precision, accumulate=1, callbacks=[rounds]
+            plan.config.run, numbers=plan.numbers, accumulate=1, callbacks=[rounds]
         )
         trainer.fit(module, feed)
-    return round(n_images * n_steps / statistics.median(rounds.ours), 2)
+    return round(rounds.rate("ours", n_images), 2)
 
 
 class Repeat:
@@ -187,57 +195,6 @@ class Repeat:
     def __iter__(self) -> Iterator[TrainBatch]:
         for _ in range(self.times):
             yield self.batch
-
-
-class Rounds(Callback):
-    """Times windows of the running training, and the plain loop between the windows."""
-
-    def __init__(
-        self,
-        plain: Callable[[], None] | None,
-        now: Callable[[], float],
-        *,
-        n_steps: int,
-        n_rounds: int,
-    ) -> None:
-        self.step = plain
-        self.now = now
-        self.n_steps = n_steps
-        self.n_rounds = n_rounds
-        self.ours: list[float] = []
-        self.plain: list[float] = []
-        self.began = 0.0
-        self.windows = 0
-
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if (batch_idx + 1) % self.n_steps:
-            return
-        self.windows += 1
-        if self.windows > 1:  # the first window compiles, allocates and fills caches
-            self.ours.append(self.now() - self.began)
-        if self.step is not None:
-            before = self.now()
-            for _ in range(self.n_steps):
-                self.step()
-            if self.windows > 1:
-                self.plain.append(self.now() - before)
-        if self.windows > self.n_rounds:
-            trainer.should_stop = True
-        self.began = self.now()
-
-
-def wall() -> float:
-    """Seconds of the clock on the wall, after what the GPU was given is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def own() -> float:
-    """On a CPU the time of this process alone, so that others do not count; else the wall's."""
-    return wall() if torch.cuda.is_available() else time.process_time()
 
 
 if __name__ == "__main__":

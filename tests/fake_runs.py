@@ -25,12 +25,13 @@ def write_run(
     return folder
 
 
-def train_config(seed: int, fraction: float, **train: Any) -> str:
+def train_config(seed: int, fraction: float, trunk: str | None = None, **train: Any) -> str:
     fields = {"model": "vit", "epochs": 30.0, "steps": 600, **train}
     return json.dumps(  # JSON is YAML
         {
             "name": "toy", "seed": seed, "arm": None, "match": None,
-            "data": {"train": "digits", "fraction": fraction}, "handoff": {}, "train": fields,
+            "data": {"train": "digits", "fraction": fraction},
+            "handoff": {"trunk": trunk}, "train": fields,
         }
     )  # fmt: skip
 
@@ -66,9 +67,9 @@ def write_training(
             "warmup_samples": warmup_samples, "verdict": verdict,
             "trunk_sha256": "ab" * 32 if warmup_samples else None, **facts,
         }  # fmt: skip
-    folder = write_run(
-        root, folder_name, record, config=train_config(seed, n_images / full), failure=failure
-    )
+    trunk = "warm/trunk.safetensors" if warmup_samples else None
+    config = train_config(seed, n_images / full, trunk)
+    folder = write_run(root, folder_name, record, config=config, failure=failure)
     if top1 is not None and curve:
         lines = [
             {"kind": "eval", "step": steps * i // 10,

@@ -199,8 +199,11 @@ def test_unknown_names_are_refused(text: str) -> None:
         ("rand-m99", "magnitudes go from 0 to 10; timm would clip it.*Use m10 or less"),
         ("rand-m11-mstd0.5-inc1", "magnitudes go from 0 to 10;"),
         ("rand-m9-mmax5", "magnitudes go from 0 to 5;.*Use m5 or less"),
-        ("rand-mmax0-m0", "mmax0 is the highest magnitude, and must be at least 1"),
-        ("rand-m9-n0", "n0 is the number of operations per image, a whole number, and must be at"),
+        ("rand-mmax0-m0", "mmax0 is the highest magnitude, and must be from 1 to 100"),
+        (
+            "rand-m9-n0",
+            "n0 is the number of operations per image, a whole number, and must be from",
+        ),
         ("rand-m9-n1.5", "n1.5 is the number of operations"),
         ("rand-m9-ninf", "ninf is the number of operations"),
         ("rand-m9-p1.5", "p1.5 is the probability of each operation, and must be from 0 to 1"),

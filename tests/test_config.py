@@ -1,13 +1,23 @@
 """Typos, types and ranges are refused with field and value; the hash sees what changes results."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any, Literal, get_origin
 
 import pytest
 from omegaconf import OmegaConf
 
+from vitwarm.cli import main
 from vitwarm.config import (
+    ArmConfig,
+    DataConfig,
+    HandoffConfig,
+    RuleConfig,
+    RunConfig,
     SweepConfig,
+    TrainConfig,
     TrainRun,
+    WarmupConfig,
     WarmupRun,
     config_hash,
     find_recipe,
@@ -15,7 +25,10 @@ from vitwarm.config import (
     save_config,
     with_overrides,
 )
+from vitwarm.config.fields import SCHEMAS, fields_of, to_markdown
+from vitwarm.config.ranges import hints_of, inner_type
 from vitwarm.errors import ConfigError
+from vitwarm.sweep.checks import split_axes
 
 RECIPES = sorted(Path(__file__).parent.parent.joinpath("configs").rglob("*.yaml"))
 
@@ -25,13 +38,13 @@ RECIPES = sorted(Path(__file__).parent.parent.joinpath("configs").rglob("*.yaml"
     [
         ("warmup.batchsize=8", r"no field 'warmup\.batchsize'. Did you mean warmup\.batch_size"),
         ("warmup.batch_size=a", r"warmup\.batch_size.*'a'"),
-        ("warmup.batch_size=0", r"warmup\.batch_size is 0; it must be above 0"),
+        ("warmup.batch_size=0", r"warmup\.batch_size is 0; it must be a whole number above 0"),
         ("warmup.lr=fast", r"warmup\.lr.*'fast'"),
         ("warmup.hide_share=1.5", r"warmup\.hide_share is 1\.5"),
         ("warmup.precision=fp8", r"warmup\.precision.*fp8.*bf16"),
         ("warmup.checkpoint_minutes=0", r"warmup\.checkpoint_minutes is 0"),
         ("warmup.model_kwargs={depth:3}", r"key 'depth:3'.*blank after the colon"),
-        ("warmup", "'warmup' is no override; write section.field=value"),
+        ("warmup", "'warmup' is not an override; write section.field=value"),
     ],
 )
 def test_a_wrong_override_names_field_value_and_remedy(word: str, says: str) -> None:
@@ -42,7 +55,7 @@ def test_a_wrong_override_names_field_value_and_remedy(word: str, says: str) -> 
 @pytest.mark.parametrize("share", ["0", "-0.5", "1.01", ".nan"])
 def test_an_evaluation_crop_larger_than_the_image_is_refused(share: str) -> None:
     needed = ["data.train=x", "data.val=x", "train.model=x"]
-    with pytest.raises(ConfigError, match=r"train\.crop_pct is .*above 0 and at most 1"):
+    with pytest.raises(ConfigError, match=r"train\.crop_pct is .*from 0\.05 to 1"):
         load_config(TrainRun, None, [*needed, f"train.crop_pct={share}"])
 
 
@@ -50,6 +63,61 @@ def test_a_key_mistyped_in_an_arm_names_the_nearest() -> None:
     words = ["base=x", "match=steps", "warmup_seeds=shared", "arms={dyck: {warmpu: w.yaml}}"]
     with pytest.raises(ConfigError, match=r"arms\.dyck\.warmpu.*Did you mean arms\.dyck\.warmup"):
         load_config(SweepConfig, None, words)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            b"seed: 1\nwarmup:\n  lr: 1\n  lr: 2\n",
+            r", line 4, column 3: the key 'lr' is given twice",
+        ),
+        (b"seed: 1\nseed: 2\n", r", line 2, column 1: the key 'seed' is given twice"),
+        (b"warmup:\n\tlr: 1\n", r", line 2, column 1: this is not valid YAML \(found character"),
+        (b"warmup:\n  lr: [1, 2\nseed: 1\n", r", line 3, column \d: this is not valid YAML"),
+        (b"seed: 1\nname: caf\xe9\n", r", line 2: no UTF-8 text"),
+        (b"seed: 1\nname: \x00\n", r": this is not valid YAML"),
+        (b"seed: 1\n---\nseed: 2\n", r", line 2, column 1: this is not valid YAML"),
+        (b"seed: *one\n", r", line 1, column 7: this is not valid YAML"),
+    ],
+)
+def test_a_recipe_that_is_no_yaml_is_refused_with_its_line(
+    text: bytes, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(text)
+    (tmp_path / "child.yaml").write_text("extends: broken.yaml\n")
+    for name in ("broken.yaml", "child.yaml"):
+        with pytest.raises(ConfigError, match=r"broken\.yaml" + says) as caught:
+            load_config(WarmupRun, tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        (
+            "rule.params={a: 1",
+            r"rule\.params is '\{a: 1', line \d, column \d: this is not valid YAML",
+        ),
+        ("rule.params={a: 1, a: 2}", r"column 8: the key 'a' is given twice"),
+        ("warmup.lr=*x", r"warmup\.lr is '\*x', line 1, column 1: this is not valid YAML"),
+    ],
+)
+def test_an_override_that_is_no_yaml_is_refused_with_its_field(word: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_config(WarmupRun, None, ["seed=1", word])
+
+
+def test_where_labels_stand_is_no_part_of_the_hash_but_must_make_sense() -> None:
+    needed = ["data.train=x", "data.val=x"]
+    plain = load_config(TrainRun, None, needed)
+    folder = load_config(TrainRun, None, [*needed, "data.label_from=folder", "data.classes=a.txt"])
+    assert config_hash(plain) == config_hash(folder)  # the labels themselves enter by content
+    with pytest.raises(ConfigError, match=r"data\.label_key is 'fine'.*label_from is 'text'"):
+        load_config(TrainRun, None, [*needed, "data.label_from=text", "data.label_key=fine"])
+    with pytest.raises(ConfigError, match=r"data\.label_from.*'name'"):
+        load_config(TrainRun, None, [*needed, "data.label_from=name"])
 
 
 def test_numbers_of_the_command_line_are_numbers() -> None:
@@ -78,7 +146,7 @@ def test_recipes_extend_once_and_take_their_files_name(tmp_path: Path) -> None:
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(ConfigError, match="no valid YAML"):
+    with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(WarmupRun, tmp_path / "broken.yaml")
     with pytest.raises(ConfigError, match="holds no fields"):
         load_config(WarmupRun, tmp_path / "list.yaml")
@@ -127,3 +195,103 @@ def test_every_recipe_loads_and_says_what_to_expect(path: Path) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for word in ("What:", "Source:", "Run:", "Cost:", "Expect:"):
         assert any(word in line for line in header), f"{path} does not say {word}"
+
+
+def test_the_reference_names_every_field_of_the_schema() -> None:
+    page = to_markdown()
+    for schema in SCHEMAS.values():
+        for facts in fields_of(schema):
+            assert f"`{facts.name}`" in page
+            assert facts.meaning, f"{facts.name} has no docstring"
+            assert facts.allowed
+    assert "| `train.lr` | a number above 0 and at most 1,000 | `0.001` | Peak learning" in page
+
+
+def test_every_field_declares_what_it_may_hold() -> None:
+    """Switches and choices say it by their type, sections by their fields."""
+    parts = (RuleConfig, RunConfig, WarmupConfig, HandoffConfig, DataConfig, TrainConfig)
+    for schema in (*parts, WarmupRun, TrainRun, ArmConfig, SweepConfig):
+        for item in dataclasses.fields(schema):
+            kind, _ = inner_type(hints_of(schema)[item.name])
+            said = kind is bool or get_origin(kind) is Literal or dataclasses.is_dataclass(kind)
+            assert said or "allowed" in item.metadata, f"{schema.__name__}.{item.name}"
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("train.steps=2e3", 2000),
+        ("train.steps=15k", 15_000),
+        ("data.fraction=10%", 0.1),
+        ("handoff.blocks=-4:", "-4:"),
+        ("handoff.blocks=1:3", "1:3"),  # a number to base 60, says YAML 1.1
+        ("handoff.trunk=none", None),
+        ("train.compile=off", "off"),
+        ("run.progress=off", False),
+        ("name=on", "on"),
+    ],
+)
+def test_words_are_taken_as_people_mean_them(word: str, value: object) -> None:
+    config: Any = load_config(TrainRun, None, ["data.train=x", "data.val=x", word])
+    for part in word.partition("=")[0].split("."):
+        config = getattr(config, part)
+    assert config == value
+
+
+def test_what_stands_in_a_recipe_is_taken_so_too(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(
+        "base: x\nmatch: steps\nwarmup_seeds: shared\nsbatch: {time: 12:00:00, exclusive: true}\n"
+        "n_seeds: {10%: 2}\narms: {default: , warm: {trunk: t, blocks: [0, 1]}}\n"
+    )
+    config = load_config(SweepConfig, tmp_path / "sweep.yaml")
+    assert config.sbatch == {"time": "12:00:00", "exclusive": True}
+    assert config.n_seeds == {0.1: 2}
+    assert config.arms["warm"].blocks == "0,1"
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("train.min_lr=1", r"train\.min_lr is 1, above train\.lr \(0\.001\)"),
+        ("train.epochs=300%", r"train\.epochs is '300%'; it must be a number"),
+        ("train.model_kwargs={pretrained: true}", r"'pretrained', which has no place there"),
+        ("train.model_kwargs={in_chans: 1}", "three channels"),
+        ("train=3", "it is a section: give train.model="),
+    ],
+)
+def test_rules_between_fields(word: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_config(TrainRun, None, ["data.train=x", "data.val=x", word])
+
+
+def test_recipes_are_listed_shown_and_copied_with_what_they_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["configs", "list"]) == 0
+    assert "sweep/ablation_depth" in capsys.readouterr().out
+    assert main(["configs", "show", "warmup/quickstart"]) == 0
+    assert "# What:" in capsys.readouterr().out
+    assert main(["configs", "copy", "sweep/ablation_depth"]) == 0
+    copied = {str(path.relative_to("configs")) for path in Path("configs").rglob("*.yaml")}
+    assert {"sweep/ablation_depth.yaml", "sweep/ablation_reference.yaml"} < copied
+    assert load_config(SweepConfig, "configs/sweep/ablation_depth.yaml").name == "ablation_depth"
+    assert main(["configs", "copy", "sweep/ablation_depth"]) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert main(["configs", "fields", "mixup"]) == 0
+    assert "train.mixup_prob" in capsys.readouterr().out
+    assert main(["configs", "fields", "mixupp"]) == 2
+
+
+def test_values_of_over_are_taken_as_their_fields_take_them() -> None:
+    words = ["base=x", "match=steps", "warmup_seeds=shared"]
+    config = load_config(SweepConfig, None, [*words, "over={data.fraction: [1%, 0.5]}"])
+    assert split_axes(config).sizes == {"data.fraction": [0.01, 0.5]}
+    for over, says in (
+        ("{data.fraction: [10%, 0.1]}", "give each value once"),
+        ("{data.fraction: []}", "give a list of values"),
+        ("{train.lr: [fast]}", r"train\.lr is 'fast'"),
+    ):
+        config = load_config(SweepConfig, None, [*words, f"over={over}"])
+        with pytest.raises(ConfigError, match=says):
+            split_axes(config)

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from timm.models.volo import VOLO
 from torch import Tensor, nn
 
-from vitwarm.doctor import OTHER_TRANSFORMERS, check_model, model_names
+from vitwarm.commands.check_models import OTHER_TRANSFORMERS, check_model, model_names
 from vitwarm.handoff import attach, export_model
-from vitwarm.masking import IGNORE, make_batch
 from vitwarm.rules import make_rule
+from vitwarm.rules.masking import IGNORE, make_batch
 from vitwarm.seeding import torch_seeded
 from vitwarm.trunk import TokenModel, build_model, save_trunk, trunk_names
 from vitwarm.trunk.family import PREFIX_TOKENS

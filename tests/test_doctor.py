@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from vitwarm import doctor
 from vitwarm.cli import main
-from vitwarm.doctor import Finding, check_machine, check_model, model_names
+from vitwarm.commands import check_machine as machine
+from vitwarm.commands import check_models as models
+from vitwarm.commands.check_machine import Finding, check_machine
+from vitwarm.commands.check_models import check_model, model_names
 from vitwarm.trunk import TokenModel
 
 
@@ -28,7 +30,7 @@ def test_a_token_model_that_leaves_a_tensor_out_is_caught(monkeypatch: pytest.Mo
         def forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
             return super().forward(ids_BT)[:, 1:]
 
-    monkeypatch.setattr(doctor, "TokenModel", Short)
+    monkeypatch.setattr(models, "TokenModel", Short)
     assert "gives logits (2, 99, 130)" in check_model("test_vit").why
 
     class Loose(TokenModel):
@@ -36,7 +38,7 @@ def test_a_token_model_that_leaves_a_tensor_out_is_caught(monkeypatch: pytest.Mo
             super().__init__(model, **kwargs)
             self.unused = nn.Parameter(torch.zeros(1))
 
-    monkeypatch.setattr(doctor, "TokenModel", Loose)
+    monkeypatch.setattr(models, "TokenModel", Loose)
     assert "gives no gradient to 'unused'" in check_model("test_vit").why
 
 
@@ -58,6 +60,6 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert not json.loads(capsys.readouterr().out)["ok"]
     assert main(["doctor", "--model", "test_vti"]) == 2
     assert "Did you mean" in capsys.readouterr().err
-    monkeypatch.setattr(doctor, "check_machine", lambda: [Finding("disk", False, "full")])
+    monkeypatch.setattr(machine, "check_machine", lambda: [Finding("disk", False, "full")])
     assert main(["doctor"]) == 1
     assert "BAD disk" in capsys.readouterr().out

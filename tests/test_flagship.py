@@ -66,7 +66,7 @@ def test_killed_resumed_handed_off_and_loaded(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 143, text
-    assert "Give the same command again to go on" in text
+    assert "Run the same command again to resume" in text
     assert "Traceback" not in text
 
     assert "resuming after step" in finish(parts)

@@ -230,3 +230,35 @@ def test_first_blocks_are_not_counted_in_a_trunk_that_lacks_some(warmed: Trunk) 
     with pytest.raises(HandoffError, match="with 3 blocks, of which"):
         make_init("graft", model=VIT, seed=0, a=three, b=_with(warmed, "g", depth="3"),
                   first_blocks=1)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("warm", "fresh", "norms"), [(1.0, 0.0, "timm"), (0.4, 0.1, "kept"), (0.5, 0.5, "kept")]
+)
+def test_mixed_is_the_sum_and_has_timms_norms(
+    warmed: Trunk, warm: float, fresh: float, norms: str
+) -> None:
+    made = make_init(
+        "mixed", model=VIT, model_kwargs=SMALL, seed=3, trunk=warmed,
+        warmed=warm, fresh=fresh, norms=norms,
+    )  # fmt: skip
+    cold = build_model(VIT, seed=3, **SMALL).state_dict()
+    assert made.tensors.keys() == warmed.tensors.keys()
+    for name, tensor in made.tensors.items():
+        expected = warm * warmed.tensors[name].double() + fresh * cold[name].double()
+        if norms == "timm" and expected.ndim == 2:
+            assert float(tensor.norm()) == pytest.approx(float(cold[name].norm()), rel=1e-5)
+            cosine = torch.cosine_similarity(tensor.double().flatten(), expected.flatten(), dim=0)
+            assert float(cosine) == pytest.approx(1)
+        else:
+            torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-7)
+    assert made.facts["made_from_sha256"] == warmed.sha256
+
+
+def test_mixed_says_what_does_not_fit(warmed: Trunk) -> None:
+    wider = {**SMALL, "embed_dim": 48}
+    with pytest.raises(HandoffError, match="model of its own shape"):
+        make_init("mixed", model=VIT, model_kwargs=wider, seed=0, trunk=warmed)
+    for bad in ({"fresh": float("nan")}, {"norms": "theirs"}):
+        with pytest.raises(ConfigError, match="init_params"):
+            make_init("mixed", model=VIT, model_kwargs=SMALL, seed=0, trunk=warmed, **bad)

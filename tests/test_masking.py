@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitwarm.errors import RuleError
-from vitwarm.masking import IGNORE, Masked, make_batch
 from vitwarm.rules import make_rule
+from vitwarm.rules.masking import IGNORE, Masked, make_batch
 
 DYCK = make_rule("dyck", n_kinds=8)
 

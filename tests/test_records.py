@@ -1,9 +1,14 @@
 """Run folders: whole files or none, one owner, and records that read back as they were."""
 
+import dataclasses
+import fcntl
 import json
+import math
 import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,16 @@ import pytest
 from vitwarm.config import WarmupRun, config_hash, load_config
 from vitwarm.errors import RunError
 from vitwarm.files import write_text
-from vitwarm.records import Record, open_run, read_metrics, read_records, read_runs, to_record
+from vitwarm.records import (
+    FORMAT,
+    Record,
+    lock_holder,
+    open_run,
+    read_metrics,
+    read_records,
+    read_runs,
+    to_record,
+)
 
 CONFIG = load_config(WarmupRun)
 DIGEST = config_hash(CONFIG)
@@ -60,6 +74,18 @@ def test_a_lock_ends_with_its_process_however_it_ends(tmp_path: Path) -> None:
     assert killed.returncode == -9
     with open_run(tmp_path, "a", CONFIG, DIGEST) as run:
         assert run.path.exists()
+
+
+def test_who_looks_at_a_lock_sees_its_holder_and_keeps_nobody_out(tmp_path: Path) -> None:
+    with open_run(tmp_path, "a", CONFIG, DIGEST) as run:
+        assert lock_holder(run.path) == f"process {os.getpid()} on {socket.gethostname()}"
+    assert lock_holder(run.path) is None
+    assert lock_holder(tmp_path / "nothing") is None
+    with open(run.path / ".lock") as looking:  # a look that lasts while a run begins
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.3, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        with open_run(tmp_path, "a", CONFIG, DIGEST):
+            pass
 
 
 def test_a_folder_of_another_config_is_refused(tmp_path: Path) -> None:
@@ -131,3 +157,22 @@ def test_fields_of_a_later_version_are_kept_apart() -> None:
 def test_there_is_a_sentence_for_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="There is no folder"):
         read_runs(tmp_path / "nowhere")
+
+
+def test_every_own_record_reads_back(tmp_path: Path) -> None:
+    """What a stage may write, at its ends: waits longer than a tiny run, losses that were nan."""
+    odd = dataclasses.replace(
+        RECORD,
+        seed=-3,
+        data_wait_percent=250.0,
+        top1_percent=100.0,
+        val_loss=math.nan,
+        fraction=1.0,
+    )
+    with open_run(tmp_path, "a", CONFIG, DIGEST) as run:
+        run.write_record(odd)
+        assert run.record == dataclasses.replace(odd, val_loss=None)
+        assert json.loads((run.path / "record.json").read_text())["format"] == FORMAT
+        (run.path / "record.json").write_text('{"stage": "warmup"}')
+        with pytest.raises(RunError, match=r"record\.json: the field name is missing"):
+            _ = run.record

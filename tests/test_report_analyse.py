@@ -178,12 +178,12 @@ def test_headline_speaks_of_the_recipes_first_arm_and_says_what_it_cannot(tmp_pa
     write_sweep(tmp_path, arms=ARMS, sizes=SIZES, noise=0.05)
     texts = headlines(only(tmp_path))
     assert texts[0].startswith("With all 1,000 images dyck reaches")
-    assert "95 % interval +" in texts[0]
+    assert "95 % CI +" in texts[0]
     assert "n = 3 paired seeds" in texts[0]
     assert texts[1].startswith("With 100 images dyck reaches")
-    assert texts[2].startswith("All arms with 1,000 images, points above default: dyck +")
+    assert texts[2].startswith("Differences from default with 1,000 images, in points")
     assert "; mimetic " in texts[2]
-    assert "no interval below 6 seeds" in texts[3]
+    assert "no CI below 6 seeds" in texts[3]
     assert "fewer images" in texts[3]
     assert texts[4].startswith("At equal total samples")
 
@@ -192,13 +192,13 @@ def test_a_null_is_called_one(tmp_path: Path) -> None:
     write_sweep(tmp_path, arms={"default": law, "dyck": law}, sizes=SIZES, noise=1.0)
     found = only(tmp_path)
     texts = headlines(found)
-    assert "does not tell a difference from zero" in texts[0]
+    assert "points, not significant (95 % CI" in texts[0]
     # A curve read inside its noise gives any number of images: none is claimed.
-    assert "no saving of images by dyck is claimed" in texts[2]
+    assert "No saving of images is claimed for dyck" in texts[2]
     assert not any("fewer images" in text for text in texts)
     largest = [saving for saving in found.savings if saving.n_images == SIZES[-1]]
     assert [saving.told for saving in largest] == [False]
-    assert "not told from as many" in saving_table(largest)
+    assert saving_table(largest).rows[0][4].text == "no significant difference"
 
 
 def test_an_accuracy_out_of_reach_is_a_bound_in_words(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_one_seed_shows_points_alone(tmp_path: Path) -> None:
 
 def test_files_hold_every_number(tmp_path: Path) -> None:
     write_sweep(tmp_path / "runs", arms=ARMS, sizes=SIZES, skip=[("dyck", 300, 1)])
-    paths = run_report([tmp_path / "runs"], tmp_path / "out")
+    paths = run_report([tmp_path / "runs"], tmp_path / "out", figures=True)
     plain: dict[str, Any] = json.loads(paths.json.read_text())
     (section,) = plain["sections"]
     assert (plain["format"], section["match"], section["warmup_seeds"]) == (1, "steps", "shared")
@@ -262,7 +262,7 @@ def test_nothing_to_report_on_is_said(tmp_path: Path) -> None:
     home = tmp_path / "sweeps" / "x"
     home.mkdir(parents=True)
     (home / "manifest.json").write_text("{}")
-    with pytest.raises(ReportError, match="is no sweep manifest"):
+    with pytest.raises(ReportError, match="is not a sweep manifest"):
         run_report([tmp_path], tmp_path / "out")
 
 
@@ -284,3 +284,23 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(RunError, match="cannot be written"):
         run_report([tmp_path / "runs"], tmp_path / "out")
+
+
+def test_of_many_arms_the_findings_name_the_significant_ones(tmp_path: Path) -> None:
+    arms = {"default": law, "dyck, k=1": lambda n: law(n * 1.5)}
+    arms |= {f"dyck, k={i}": law for i in range(2, 9)}
+    write_sweep(tmp_path, arms=arms, sizes=(100, 1000), noise=0.02)
+    (text,) = [text for text in headlines(only(tmp_path)) if "significantly" in text]
+    assert " of 8 arms differ significantly from default with 1,000 images, in points" in text
+    assert "dyck, k=1 +" in text
+
+
+def test_a_run_without_a_record_is_named_by_its_hand_off(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_training(tmp_path, seed=seed)
+    write_training(tmp_path, seed=3, top1=None)
+    write_training(tmp_path, seed=4, top1=None, warmup_samples=10, name="warmed")
+    found = only(tmp_path)
+    assert {run.seed: run.arm for run in found.runs if run.state != "finished"} == {
+        3: "default", 4: "unnamed",
+    }  # fmt: skip

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from PIL import Image
 from vitwarm.report import run_report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,11 +45,17 @@ function look(name) {
   const pressed = button.getAttribute("aria-pressed");
   button.click();
   const table = page.querySelector("table.sortable"), head = table.tHead.rows[0].cells;
-  const column = [...head].findIndex((c) => c.textContent === "hidden tokens right");
+  const column = [...head].findIndex((c) => c.textContent === "held-out accuracy");
   head[column].querySelector("button").click();
   const sorted = [...table.tBodies[0].rows].map((r) => parseFloat(r.cells[column].textContent));
   const small = [...page.querySelectorAll("figure svg text")].filter(shown)
     .map((t) => t.getBoundingClientRect().height).filter((h) => h > 0);
+  let saved = "";
+  const Real = view.Blob;
+  view.Blob = function (parts, kind) { saved = parts[0]; return new Real(parts, kind); };
+  page.querySelector('figure[data-name="differences"] .tool').click();
+  const tools = page.querySelectorAll(".tool").length;
+  const homes = page.querySelectorAll("figure, table").length;
   const box = page.querySelector("figure").getBoundingClientRect();
   const marker = page.querySelector("figure svg [data-tip]");
   const move = {bubbles: true, clientX: 9, clientY: 9};
@@ -54,7 +63,7 @@ function look(name) {
   return {
     scroll: page.documentElement.scrollWidth, width: view.innerWidth, pictures: seen.length,
     left: box.left, right: box.right, parts, hidden, pressed, sorted,
-    smallest: Math.min(...small), tip: page.getElementById("tip").textContent,
+    saved, tools, homes, smallest: Math.min(...small), tip: page.getElementById("tip").textContent,
     paper: view.getComputedStyle(page.body).backgroundColor,
     ink: view.getComputedStyle(page.body).color,
     line: view.getComputedStyle(page.querySelector("svg .curve")).stroke,
@@ -119,6 +128,10 @@ def test_page_works_on_desktop_and_phone(report: Path, scheme: str, number: int)
         assert 0 <= view["left"] < view["right"] <= view["width"]
         assert view["pictures"] >= 12
         assert view["fetched"] == []
+        assert view["tools"] == view["homes"]  # one button for each picture and table
+        words = [text.text for text in ElementTree.fromstring(view["saved"]).iter(f"{SVG}text")]
+        assert words[-2:] == ["dyck", "shuffled"]  # the legend, in a file that is XML
+        assert ".whisker" in view["saved"]
         assert view["parts"] > 0
         assert (view["hidden"], view["pressed"]) == (0, "false")
         assert view["sorted"] == sorted(view["sorted"])

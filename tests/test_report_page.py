@@ -12,8 +12,12 @@ from fake_runs import write_sweep, write_training
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitwarm.cli import main
+from vitwarm.errors import ReportError
 from vitwarm.report import run_report
-from vitwarm.report.svg import Scale, ratio_ticks, spread, tick_text, ticks
+from vitwarm.report.analyse import choose_colors
+from vitwarm.report.compare import compare
+from vitwarm.report.panel import Scale, ratio_ticks, spread, tick_text, ticks
 
 VOID = {"meta", "link", "line", "path", "circle", "rect", "polygon", "br"}
 
@@ -143,3 +147,65 @@ def test_numbers_on_axes() -> None:
     assert tick_text(-0.0, 1) == "0"
     scale = Scale(10, 1000, 0, 100, is_log=True)
     assert scale(100) == pytest.approx(50)
+
+
+def test_a_report_is_compared_with_an_earlier_one(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "a", arms={"default": law, "dyck": law}, seeds=3)
+    write_sweep(tmp_path / "b", arms={"default": law, "dyck": lambda n: law(n) + 1, "x": law})
+    run_report([tmp_path / "a"], tmp_path / "old")
+    page = run_report([tmp_path / "b"], tmp_path / "new", against=tmp_path / "old").page
+    parsed = Nesting()
+    parsed.feed(page.read_text())
+    assert parsed.errors == []
+    analyses = run_report([tmp_path / "b"], tmp_path / "new").analyses
+    rows = {(row[1].text, row[2].text): row for row in compare(analyses, tmp_path / "old").rows}
+    assert len(rows) == 9
+    assert rows["x", "100"][3].text == "–"
+    assert rows["x", "100"][-1].text == ""
+    then, now = (float(rows["dyck", "1,000"][i].text.split()[0]) for i in (3, 5))
+    assert float(rows["dyck", "1,000"][-1].text) == pytest.approx(now - then, abs=0.11)
+    for content in ("{}", '{"sections": [{"title": "x"}]}', "[", '{"sections": 3}'):
+        (tmp_path / "old" / "report.json").write_text(content)
+        with pytest.raises(ReportError, match="Give the folder of an earlier report"):
+            compare(analyses, tmp_path / "old")
+
+
+def test_tables_for_papers_are_escaped(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "runs", arms={"default": law, "dyck, a_b & 5 %": law})
+    text = run_report([tmp_path / "runs"], tmp_path / "out").latex.read_text()
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
+    assert r"dyck, a\_b \& 5 \% & " in text
+    assert r"$\pm$" in text
+    for line in text.splitlines():  # every row has as many cells as the table has columns
+        if line.startswith(r"\begin{tabular}"):
+            n_columns = len(line.split("{")[-1].rstrip("}"))
+        if line.endswith(r"\\"):
+            assert len(re.findall(r"(?<!\\)&", line)) == n_columns - 1
+
+
+def test_the_page_is_opened_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: bool(opened.append(url)))
+    write_training(tmp_path / "runs")
+    words = ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert opened == []
+    assert main([*words, "--open"]) == 0
+    assert opened == [(tmp_path / "out" / "index.html").as_uri()]
+    assert "no web browser" in capsys.readouterr().err
+
+
+def test_an_arm_keeps_its_colour_whatever_stands_beside_it() -> None:
+    alone = choose_colors(["default", "dyck", "grammar k=8"])
+    many = choose_colors(["mimetic", "grammar k=8", "dyck", "shuffled", "default", "longer"])
+    assert {label: many[label] for label in alone} == alone
+    labels = [f"arm {i}" for i in range(40)]
+    assert len(set(choose_colors(labels).values())) == 40
+
+
+def test_the_page_of_two_hundred_runs_is_small(tmp_path: Path) -> None:
+    arms = dict.fromkeys(["default", "dyck", "shuffled", "mimetic", "longer"], law)
+    write_sweep(tmp_path / "runs", arms=arms, sizes=(100, 200, 500, 1000), seeds=10)
+    assert run_report([tmp_path / "runs"], tmp_path / "out").page.stat().st_size < 500_000

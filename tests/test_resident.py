@@ -8,8 +8,7 @@ import torch
 from tiny_images import write_tiny_shards
 
 from vitwarm.augment import Augmentation, Mixing
-from vitwarm.loop import World, cut_batch
-from vitwarm.resident import ResidentImages, resample, resize_and_crop
+from vitwarm.loop import cut_batch
 from vitwarm.shards import (
     EvalCrop,
     Order,
@@ -19,9 +18,11 @@ from vitwarm.shards import (
     decode_all,
     make_train_loader,
 )
-from vitwarm.shards.cutting import centre, cut_out
+from vitwarm.shards.load.cutting import centre, cut_out
 from vitwarm.training.feed import LoaderFeed, ResidentFeed
 from vitwarm.training.module import TrainBatch
+from vitwarm.training.resident import ResidentImages, resample, resize_and_crop
+from vitwarm.world import World
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vitwarm.errors import RuleError
-from vitwarm.masking import IGNORE, make_batch
 from vitwarm.rules import PRESETS, RULES, Rule, find_preset, held_out_seed, make_rule, rule_config
+from vitwarm.rules.masking import IGNORE, make_batch
 
 N_ROWS = 12
 

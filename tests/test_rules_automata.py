@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from vitwarm.errors import RuleError
-from vitwarm.rules import automata_words, make_rule
+from vitwarm.rules import make_rule
+from vitwarm.rules.automata import histories
 
 #: Rows and columns of the planes that are all tried.
 SIDE = 3
@@ -57,8 +58,8 @@ def test_exactly_the_windows_on_a_history_are_accepted(
 ) -> None:
     rule = make_rule("eca", **params)
     language = _language(params)
-    for widest in (automata_words.WIDEST_LISTED, 0):  # by listing states, and by searching
-        monkeypatch.setattr(automata_words, "WIDEST_LISTED", widest)
+    for widest in (histories.WIDEST_LISTED, 0):  # by listing states, and by searching
+        monkeypatch.setattr(histories, "WIDEST_LISTED", widest)
         accepted = {tuple(word) for word in EVERYTHING[rule.accepts(EVERYTHING)].tolist()}
         assert accepted == language
 
@@ -78,7 +79,7 @@ def test_wide_automata_may_pass_too_much_and_never_too_little(
 ) -> None:
     rule, language = make_rule("eca", **params), _language(params)
     for name, limit in {"WIDEST_LISTED": 0, **relaxed}.items():
-        monkeypatch.setattr(automata_words, name, limit)
+        monkeypatch.setattr(histories, name, limit)
     accepted = {tuple(word) for word in EVERYTHING[rule.accepts(EVERYTHING)].tolist()}
     assert language <= accepted
     assert len(accepted) < len(EVERYTHING) / 4

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitwarm.masking import make_batch
 from vitwarm.rules import PRESETS, RULES, make_rule
+from vitwarm.rules.masking import make_batch
 
 GOLDEN = Path(__file__).parent / "golden" / "rules.json"
 

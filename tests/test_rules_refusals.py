@@ -18,8 +18,8 @@ HUGE = {"name": "random", "params": {"n_symbols": 20_000}}
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("dick", {}, "Did you mean dyck"),
-    ("", {}, "no rule"),
-    ("sorted:dyck", {}, "no rule"),
+    ("", {}, "not a rule"),
+    ("sorted:dyck", {}, "not a rule"),
     ("sort:dyck", {}, "only shuffled:RULE"),
     ("shuffled:", {}, "rule.params.of is not set"),
     ("dyck", {"n_kind": 3}, "Did you mean n_kinds"),

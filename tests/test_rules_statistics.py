@@ -6,13 +6,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from vitwarm.masking import make_batch
 from vitwarm.rules import make_rule
+from vitwarm.rules.masking import make_batch
 from vitwarm.rules.shuffle_dyck import ShuffleDyck
 from vitwarm.rules.stats import match_distances, rule_stats
 
 #: Measured by others' generators on 4,000 words of 196 tokens, k = 64: mean largest depth, closing
-#: run at the end, match distance (median, mean, 90 %, 99 %), share of closes next to their open.
+#: run at the end, match distance (median, mean, 90 %, 99 %), share of closed by the next token.
 PUBLISHED = {
     "dyck-uncapped": (35.9, 34.5, 3, 35.7, 137, 191, 0.41),
     "dyck-cap16": (16.0, 14.0, 1, 21.9, 89, 189, 0.53),

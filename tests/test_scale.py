@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from vitwarm.loop import cosine_lr
-from vitwarm.masking import IGNORE, make_batch
+from vitwarm.loop import Schedule
 from vitwarm.rules import make_rule
+from vitwarm.rules.masking import IGNORE, make_batch
 from vitwarm.seeding import seed_of
 from vitwarm.trunk import TokenModel, build_model, published_scale
 
@@ -45,11 +45,12 @@ def learn(*, eps: float, scale: float, seed: int, n_steps: int, batch_size: int)
     nn.init.zeros_(head.bias)
     trained = [p for p in tokens.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW([*trained, *head.parameters()], weight_decay=0.05)
+    schedule = Schedule(
+        n_steps=n_steps, ramp_steps=n_steps // 15, warmup_lr=1e-7, lr=2e-3, min_lr=1e-6
+    )
     for step in range(n_steps):
         for group in optimizer.param_groups:
-            group["lr"] = cosine_lr(
-                step, n_steps=n_steps, ramp=n_steps // 15, start=1e-7, peak=2e-3, end=1e-6
-            )
+            group["lr"] = schedule.lr_at(step)
         input_BT, hidden_BT, targets_K = _hidden(seed, step * batch_size, batch_size)
         loss = nn.functional.cross_entropy(head(tokens(input_BT)[hidden_BT]), targets_K)
         optimizer.zero_grad()

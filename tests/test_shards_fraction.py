@@ -12,8 +12,8 @@ from shard_maker import sample, tiny_set, write_set, write_tar
 
 from vitwarm.errors import ShardError
 from vitwarm.shards import ShardIndex, choose_fraction, choose_list
-from vitwarm.shards.fraction import fraction_order
-from vitwarm.shards.shardrows import hash_key
+from vitwarm.shards.choose.fraction import fraction_order
+from vitwarm.shards.read.rows import hash_key
 
 __all__ = ["tiny_set"]
 
@@ -124,7 +124,7 @@ def test_keys_in_folders_are_told_apart_by_their_folders(tmp_path: Path) -> None
     ("text", "message"),
     [
         ("im00001\nim99999.JPEG\n", r"1 of 2 lines name no image of the shards, line 2 first"),
-        ("im00001\nim00002\nim00001.png\n", r"line 3: 'im00001\.png' stands in line 1"),
+        ("im00001\nim00002\nim00001.png\n", r"line 3: 'im00001\.png' is in line 1"),
         ("\n# nothing\n", "lists no images"),
         (None, "cannot be read"),
     ],

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from shard_maker import sample, tiny_set, write_set, write_tar
 
 from vitwarm.errors import ShardError
-from vitwarm.shards import ShardIndex
-from vitwarm.shards.shardrows import read_shard, split_name
-from vitwarm.shards.sources import find_shards
-from vitwarm.shards.tarscan import scan_tar
+from vitwarm.shards import ShardIndex, open_shards
+from vitwarm.shards.read.labels import Labels
+from vitwarm.shards.read.rows import read_shard, split_name
+from vitwarm.shards.read.sources import find_shards
+from vitwarm.shards.read.walk import scan_tar
 
 __all__ = ["tiny_set"]
 
@@ -29,7 +30,7 @@ FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarf
 
 def rows_of(path: Path) -> list[tuple[bytes, int, int, int]]:
     """What both walks say of a tar; they must agree."""
-    slow, fast = (read_shard(path, label_key=None, fast=fast) for fast in (False, True))
+    slow, fast = (read_shard(path, fast=fast) for fast in (False, True))
     columns = [
         list(zip(r.keys, r.labels.tolist(), r.offsets.tolist(), r.sizes.tolist(), strict=True))
         for r in (slow, fast)
@@ -50,7 +51,7 @@ def test_every_kind_of_header_is_read_as_tarfile_reads_it(
     path = write_tar(tmp_path / "a.tar", members, form=FORMATS[form], mtime=mtime)
     with tarfile.open(path) as tar:
         theirs = [(one.name, one.offset_data, one.size) for one in tar]
-    assert [m[:3] for m in scan_tar(path, lambda name: False)] == theirs
+    assert [m[:3] for m in scan_tar(path, lambda name: False).members] == theirs
     rows = rows_of(path)
     assert [row[1] for row in rows] == [0, 1, 2]
     assert [row[2:] for row in rows] == [one[1:] for one in theirs[::2]]
@@ -90,7 +91,7 @@ def test_what_webdataset_writes(tmp_path: Path) -> None:
             )
     assert [row[1] for row in rows_of(path)] == list(range(50))
     for fast in (False, True):
-        other = read_shard(path, label_key="fine", fast=fast)
+        other = read_shard(path, Labels(field="fine"), fast=fast)
         assert other.labels.tolist() == [7] * 50
 
 
@@ -111,7 +112,7 @@ def test_a_tar_cut_anywhere_is_refused(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         for fast in (False, True):
             with pytest.raises(ShardError, match=r"cut\.tar (is cut short|is damaged)"):
-                read_shard(path, label_key=None, fast=fast)
+                read_shard(path, fast=fast)
     path.write_bytes(whole[: end + 1024])
     assert len(rows_of(path)) == 3
 
@@ -124,10 +125,10 @@ def test_damage_in_a_header_is_found(tmp_path: Path) -> None:
         (tmp_path / "b.tar").write_bytes(broken)
         for fast in (False, True):
             with pytest.raises(ShardError, match=r"b\.tar is (damaged|cut short)"):
-                read_shard(tmp_path / "b.tar", label_key=None, fast=fast)
+                read_shard(tmp_path / "b.tar", fast=fast)
     (tmp_path / "c.tar").write_bytes(b"\x1f\x8b" + bytes(whole))
     with pytest.raises(ShardError, match=r"compressed.*gunzip"):
-        read_shard(tmp_path / "c.tar", label_key=None)
+        read_shard(tmp_path / "c.tar")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_members_that_are_no_files_are_refused(tmp_path: Path, kind: bytes, word
         info.type, info.linkname = kind, "/etc/passwd"
         tar.addfile(info)
     with pytest.raises(ShardError, match=word):
-        read_shard(tmp_path / "a.tar", label_key=None)
+        read_shard(tmp_path / "a.tar")
 
 
 @pytest.mark.parametrize(
@@ -206,11 +207,11 @@ def test_the_index_is_cached_mapped_and_renewed_per_shard(
     folder = write_set(tmp_path / "set", n_shards=3, per_shard=4)
     scanned: list[str] = []
 
-    def spy(path: Path, **how: object) -> object:
+    def spy(path: Path, *how: object) -> object:
         scanned.append(path.name)
-        return read_shard(path, **how)  # type: ignore[arg-type]
+        return read_shard(path, *how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("vitwarm.shards.index.read_shard", spy)
+    monkeypatch.setattr("vitwarm.shards.read.scan.read_shard", spy)
     first = ShardIndex.open(folder)
     assert len(scanned) == 3
     assert (folder / ".vitwarm-index").is_dir()
@@ -266,7 +267,7 @@ def test_an_index_that_cannot_be_kept_is_made_anew(
     with caplog.at_level(logging.WARNING, "vitwarm"):
         index = ShardIndex.open(folder, cache=tmp_path / "file")
     assert index.file is None
-    assert "is not kept" in caplog.text
+    assert "cannot be cached" in caplog.text
     assert pickle.loads(pickle.dumps(index)).n_images == 32
 
 
@@ -312,7 +313,7 @@ def test_sources_that_are_refused(tmp_path: Path, text: str, message: str) -> No
     folder = write_set(tmp_path, info=True)
     (folder / "empty").mkdir()
     with pytest.raises(ShardError, match=message):
-        ShardIndex.open(text.format(d=folder))
+        open_shards(text.format(d=folder))
 
 
 def test_a_folder_that_mixes_splits_is_refused(tmp_path: Path) -> None:
@@ -355,4 +356,4 @@ def test_base_256_sizes(tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(bytes(content))) as tar:
         assert tar.getmembers()[0].size == 10
     assert rows_of(path)[0][3] == 10
-    assert np.array_equal(read_shard(path, label_key=None).labels, [3])
+    assert np.array_equal(read_shard(path).labels, [3])

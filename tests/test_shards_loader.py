@@ -31,9 +31,12 @@ from vitwarm.shards import (
     make_train_loader,
     make_val_loader,
 )
-from vitwarm.shards import workers as worker_module
-from vitwarm.shards.loader import Shipped, unpack
-from vitwarm.shards.slabs import Slabs
+from vitwarm.shards.load import workers as worker_module
+from vitwarm.shards.load.batch import Shipped, unpack
+from vitwarm.shards.load.slabs import Slabs
+from vitwarm.shards.read.fastwalk import scan_plain
+from vitwarm.shards.read.rows import read_shard
+from vitwarm.shards.write.checking import check_shards
 
 __all__ = ["tiny_set"]
 
@@ -46,10 +49,29 @@ def index(tiny_set: Path) -> ShardIndex:
     return ShardIndex.open(tiny_set)
 
 
+@pytest.fixture(params=["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How workers start: as on Linux, and as on macOS and Windows."""
+    if request.param == "spawn":
+        monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+        assert worker_module.choose_start() == "spawn"
+    return str(request.param)
+
+
+@pytest.fixture
+def foreign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes away what only Linux, or all but Windows, has."""
+    for name in ("sched_getaffinity", "pread", "preadv", "posix_fadvise", "statvfs", "O_CLOEXEC"):
+        monkeypatch.delattr(os, name, raising=False)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    for name in ("SIGUSR1", "SIGUSR2"):
+        monkeypatch.delattr(signal, name, raising=False)
+
+
 def read(
     index: ShardIndex, *, world: int = 1, workers: int = 0, micro: int = 4, start: int = 0,
     n_steps: int = 4, batch: int = 24, mode: str = "windows", rows: np.ndarray | None = None,
-    start_method: str = "fork",
+    start_method: str | None = None,
 ) -> list[ImageBatch]:  # fmt: skip
     """All micro-batches of all ranks, step by step."""
     rows = np.arange(index.n_images) if rows is None else rows
@@ -114,6 +136,27 @@ def test_ranks_and_workers_share_the_set_without_repeats(
     assert labels.tolist() == index.labels[rows.numpy()].tolist()
 
 
+def test_nothing_needs_a_call_that_other_systems_lack(tmp_path: Path, foreign: None) -> None:
+    """Both walks over a tar, the reader, the workers and the resident images."""
+    assert not hasattr(os, "pread")
+    index = ShardIndex.open(write_set(tmp_path, bad=(5,)))
+    for path in index.paths:
+        fast, slow = (read_shard(path, fast=fast) for fast in (True, False))
+        assert fast.offsets.tolist() == slow.offsets.tolist()
+    assert scan_plain(index.paths[0]) is not None
+    assert hashes(read(index, workers=1)) == hashes(read(index))
+    assert decode_all(index, np.arange(N)).unreadable.tolist() == [5]
+    assert worker_module.count_workers() >= 1
+    assert check_shards(str(tmp_path), workers=1).n_decoded == 31
+
+
+def test_no_start_by_fork_where_it_is_not_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker_module.choose_start() == "fork"
+    for platform in ("darwin", "win32"):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert worker_module.choose_start() == "spawn"
+
+
 def test_spawned_workers_make_the_same_batches(index: ShardIndex) -> None:
     spawned = read(index, workers=1, n_steps=1, start_method="spawn")
     assert hashes(spawned) == hashes(read(index, n_steps=1))
@@ -130,7 +173,7 @@ def test_a_resume_goes_on_as_if_nothing_had_been(index: ShardIndex, start: int) 
         assert hashes(part) == whole[start * batch :]
 
 
-def test_the_state_counts_steps_that_were_handed_out(index: ShardIndex) -> None:
+def test_the_state_counts_steps_that_were_handed_out(index: ShardIndex, start: str) -> None:
     order = Order(index, np.arange(N), seed=0)
     how = {"crop": CROP, "seed": 0, "batch_size": 8, "micro_batch_size": 4, "n_steps": 3}
     loader = make_train_loader(index, order, workers=1, **how)  # type: ignore[arg-type]
@@ -175,7 +218,7 @@ def test_validation_is_cut_without_padding(index: ShardIndex, world: int) -> Non
 
 
 def test_unreadable_images_are_counted_and_replaced_by_the_same_neighbour(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, start: str
 ) -> None:
     index = ShardIndex.open(write_set(tmp_path, bad=(5, 6, 31)))
     with caplog.at_level(logging.WARNING, "vitwarm"):
@@ -200,15 +243,15 @@ def test_unreadable_images_are_counted_and_replaced_by_the_same_neighbour(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_shards_of_nothing_but_bad_images_stop_with_a_sentence(
-    tmp_path: Path, workers: int
+    tmp_path: Path, workers: int, start: str
 ) -> None:
     index = ShardIndex.open(write_set(tmp_path, bad=tuple(range(32))))
-    with pytest.raises(ShardError, match=r"ones behind it do not decode") as caught:
+    with pytest.raises(ShardError, match=r"those after it do not decode") as caught:
         read(index, workers=workers)
     assert "Traceback" not in str(caught.value)
 
 
-def test_a_shard_that_goes_away_stops_with_a_sentence(tmp_path: Path) -> None:
+def test_a_shard_that_goes_away_stops_with_a_sentence(tmp_path: Path, start: str) -> None:
     index = ShardIndex.open(write_set(tmp_path))
     (tmp_path / "tiny-0001.tar").unlink()
     before = set(multiprocessing.active_children())
@@ -222,18 +265,20 @@ def test_a_shard_that_goes_away_stops_with_a_sentence(tmp_path: Path) -> None:
 
 
 def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitwarm.shards.reader._most_open", lambda: 4)
+    monkeypatch.setattr("vitwarm.shards.load.reader._most_open", lambda: 4)
     index = ShardIndex.open(write_set(tmp_path, n_shards=20, per_shard=2))
-    before = len(os.listdir("/proc/self/fd"))
+    if not os.path.isdir("/dev/fd"):
+        pytest.skip("this system does not list what is open")
+    before = len(os.listdir("/dev/fd"))
     order = Order(index, np.arange(40), seed=0, mode="full")
     loader = make_train_loader(
         index, order, crop=CROP, seed=0, batch_size=8, micro_batch_size=8, n_steps=10, workers=0
     )
     for _ in loader:
-        assert len(os.listdir("/proc/self/fd")) <= before + 5
+        assert len(os.listdir("/dev/fd")) <= before + 5
 
 
-def test_workers_outlive_a_signal_to_the_whole_job(index: ShardIndex) -> None:
+def test_workers_outlive_a_signal_to_the_whole_job(index: ShardIndex, start: str) -> None:
     order = Order(index, np.arange(N), seed=0)
     loader = make_train_loader(
         index, order, crop=CROP, seed=0, batch_size=4, micro_batch_size=4, n_steps=30, workers=1
@@ -247,7 +292,7 @@ def test_workers_outlive_a_signal_to_the_whole_job(index: ShardIndex) -> None:
 
 
 def test_the_number_of_workers_is_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
     for name in ("LOCAL_WORLD_SIZE", "SLURM_CPUS_PER_TASK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "read_text", lambda self, **how: "max 100000")
@@ -268,7 +313,7 @@ def test_too_little_shared_memory_is_said_before_a_bus_error(
     index: ShardIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = os.statvfs_result((4096, 4096, 16, 2, 2, 0, 0, 0, 0, 255))
-    monkeypatch.setattr(os, "statvfs", lambda path: room)
+    monkeypatch.setattr(os, "statvfs", lambda path: room, raising=False)
     order = Order(index, np.arange(N), seed=0)
     with pytest.raises(ShardError, match=r"/dev/shm has only 0 MB free.*--shm-size"):
         make_train_loader(
@@ -338,6 +383,7 @@ def test_pinned_copies_free_their_slab_at_once(monkeypatch: pytest.MonkeyPatch) 
     assert (unpack(shipped).images == 5).all()
 
 
+@pytest.mark.skipif(worker_module.choose_start() != "fork", reason="slabs are for forked workers")
 def test_batches_share_memory_in_turns(index: ShardIndex) -> None:
     order = Order(index, np.arange(N), seed=0)
     how = {"crop": CROP, "seed": 0, "batch_size": 4, "micro_batch_size": 4, "n_steps": 24}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from vitwarm.shards import (
     make_train_loader,
     make_val_loader,
 )
-from vitwarm.shards.decode import UnreadableImage, decode, read_header
+from vitwarm.shards.load import decode as decode_module
+from vitwarm.shards.load.decode import UnreadableImage, decode, read_header
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 N = 6
@@ -142,3 +145,31 @@ def test_images_that_cannot_be_decoded_in_part_are_decoded_whole(rng: np.random.
         assert len(decode(image)) == 207
     with pytest.raises(UnreadableImage):  # though the rows asked for are there
         decode(read_header(jpeg[: len(jpeg) * 3 // 4]), rows=16)
+
+
+def test_where_simplejpeg_does_not_load_pillow_shows_the_same(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second copy of the module, loaded where the import fails; and a loader says it once."""
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    spec = importlib.util.find_spec(decode_module.__name__)
+    assert spec is not None
+    assert spec.loader is not None
+    alone = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, alone)  # dataclasses look there for their module
+    spec.loader.exec_module(alone)
+    assert alone.simplejpeg is None
+    files = [*photographs(rng, 207, 133), encode(smooth(rng, 64, 65), "png")]
+    for data in files:
+        for reduction in (1, 2, 4, 8):
+            ours = decode(read_header(data), reduction=reduction, rows=64)
+            theirs = alone.decode(alone.read_header(data), reduction=reduction, rows=64)
+            assert ours.shape[1:] == theirs.shape[1:]
+            needed = 64 // (reduction if len(ours) < 64 else 1)
+            assert np.abs(ours[:needed].astype(int) - theirs[:needed]).max() <= 2
+    for bad in (files[0][:-900], files[0][:30], b"no image"):
+        with pytest.raises(alone.UnreadableImage):
+            alone.decode(alone.read_header(bad))
+    for _ in range(2):
+        alone.tell_decoder()
+    assert caplog.text.count("simplejpeg does not load (import of simplejpeg halted") == 1

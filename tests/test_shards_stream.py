@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -25,8 +26,9 @@ from vitwarm.shards import (
     TrainCrop,
     make_train_loader,
     make_val_loader,
-    streamloader,
+    open_shards,
 )
+from vitwarm.shards.stream import loader as stream_loader
 
 PHOTO = encode(smooth(np.random.default_rng(0), 40, 48))
 TINY = [
@@ -66,8 +68,8 @@ class Handler(SimpleHTTPRequestHandler):
 @pytest.fixture(autouse=True)
 def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else tens of tiny shards are fetched before the first image."""
-    monkeypatch.setattr(streamloader, "BUFFER", 16)
-    monkeypatch.setattr(streamloader, "BUFFER_FIRST", 8)
+    monkeypatch.setattr(stream_loader, "BUFFER", 16)
+    monkeypatch.setattr(stream_loader, "BUFFER_FIRST", 8)
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def open_stream(source: str) -> ShardIndex:
-    index = ShardIndex.open(source, allow_pipe=True)
+    index = open_shards(source, allow_pipe=True)
     assert index.streaming
     return index
 
@@ -135,9 +137,9 @@ def test_a_training_from_a_server_resumes_and_says_what_it_cannot_promise(
     assert [line["step"] for line in lines if line["kind"] == "eval"] == [12, 24]
     assert json.loads((folder / "subset.json").read_text())["per_class"] == []
     for words_of_it in (
-        f"{server.url}/tiny-train-0000.tar is streamed, which promises less",
+        f"{server.url}/tiny-train-0000.tar is streamed, which guarantees less",
         "the order depends on the number of processes and workers",
-        "a resume goes on at the edge of a shard",
+        "a resume continues at a shard boundary",
         "fractions and image lists are refused",
     ):
         assert words_of_it in caplog.text
@@ -166,9 +168,9 @@ def test_a_permitted_command_is_a_source(tmp_path: Path) -> None:
         (["data.train={u}/a b/no.tar"], "nothing says how many images it has"),
         (["data.train={u}/no.tar|64"], "exit code 22, the server refuses it or has no such file"),
         (["data.train=http://127.0.0.1:1/no.tar|64"], "exit code 7, the host refuses connections"),
-        (["data.train=ftp://host/a.tar|64"], "has a scheme that is not read. Give http(s)://"),
+        (["data.train=ftp://host/a.tar|64"], "has an unsupported scheme. Give http(s)://"),
         (["data.train=s3://host/a.tar|64"], "For object stores: pipe:aws s3 cp s3://BUCKET/"),
-        (["data.train=pipe:cat {d}/tiny-train-0000.tar|64"], "permit it: data.allow_pipe=true"),
+        (["data.train=pipe:cat {d}/tiny-train-0000.tar|64"], "allow it: data.allow_pipe=true"),
         (
             ["data.train={u}/tiny-train-0000.tar::pipe:cat {d}/tiny-train-0000.tar|64"],
             "'pipe:cat {d}/tiny-train-0000.tar' runs a shell command",
@@ -206,6 +208,16 @@ def test_mistakes_get_a_sentence(
 
 
 # -- what comes out of it -----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_spawned_workers_stream_too(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS and Windows."""
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    write_set(server.folder, n_shards=3, per_shard=7, info=True)
+    index = open_stream(f"{server.url}/tiny-{{0000..0002}}.tar")
+    assert sorted(val_images(index, workers=2)) == sorted(val_images(index, workers=0))
+    assert len(list(train_loader(index, workers=1))) == 8
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -313,9 +325,9 @@ def test_images_that_do_not_decode_are_named_counted_and_left_out(
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("a.jpg", PHOTO)], r"a\.tar: image 'a' has no whole number as label \(KeyError"),
-        ([("a.jpg", PHOTO), ("a.cls", b"cat")], "image 'a' has no whole number as label"),
-        ([("a.jpg", PHOTO), ("a.cls", b"-1")], "-1 is out of range"),
+        ([("a.jpg", PHOTO)], r"a\.tar: image 'a' has no label; there is no a\.cls"),
+        ([("a.jpg", PHOTO), ("a.cls", b"cat")], r"a\.cls holds no whole number as label \('cat'\)"),
+        ([("a.jpg", PHOTO), ("a.cls", b"-1")], "image 'a' has the label -1; labels count from 0"),
         ([("a.jpg", PHOTO), ("a.cls", b"9")], "'a' has the label 9, but the set has 4 classes"),
         ([("a.jpg", PHOTO), ("a.json", b"[" * 100_000)], "RecursionError"),
         ([("a.cls", b"1" * 2_000_000)], r"a\.cls has 2,000,000 bytes; at most 1,048,576 are read"),
@@ -336,5 +348,15 @@ def test_bad_samples_get_their_sentence(
 
 def test_an_info_file_that_is_none_is_named(server: Server) -> None:
     (server.folder / "_info.json").write_text('{"splits": []}')
-    with pytest.raises(ShardError, match=r"_info\.json is no info file of shards"):
+    with pytest.raises(ShardError, match=r"_info\.json is not an info file of shards"):
         open_stream(f"{server.url}/a.tar")
+
+
+def test_joined_addresses_whose_tars_have_equal_names(server: Server) -> None:
+    """Each folder's own info file counts its tars."""
+    for name, per_shard in (("one", 3), ("two", 5)):
+        write_set(server.folder / name, n_shards=1, per_shard=per_shard, info=True)
+    index = open_shards(f"{server.url}/one/tiny-0000.tar::{server.url}/two/tiny-0000.tar")
+    assert index.n_images == 8
+    loader = make_val_loader(index, crop=EvalCrop(32), batch_size=8, workers=0)
+    assert [len(batch.images) for batch in loader] == [8]

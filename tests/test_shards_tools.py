@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import sys
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +19,9 @@ from timm.data import create_dataset
 
 from vitwarm.cli import main
 from vitwarm.shards import ShardIndex, choose_fraction
-from vitwarm.shards.checking import check_shards
+from vitwarm.shards.bars import make_bar
+from vitwarm.shards.write.checking import check_shards
+from vitwarm.shards.write.make import ImageFile
 
 #: timm's reader leaves the tars to the garbage collector.
 timm_leaves_files_open = pytest.mark.filterwarnings(
@@ -157,14 +161,14 @@ def test_make_from_the_original_tars(numbers: bool, tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["{d}/nowhere", "{o}"], "There is no {d}/nowhere. Give a folder of class folders"),
-        (["{d}/note.txt", "{o}"], "note.txt is no readable tar"),
+        (["{d}/note.txt", "{o}"], "note.txt is not a readable tar"),
         (["{d}/empty", "{o}"], "{d}/empty holds no images"),
-        (["{d}/flat", "{o}"], "image a.jpg lies in no folder of a class"),
+        (["{d}/flat", "{o}"], "image a.jpg is in no class folder"),
         (["{d}/pets", "{o}", "--val-share", "1.5"], "--val-share is 1.5; it must be at least 0"),
         (["{d}/pets", "{o}", "--val-share", "0.01"], "leaves one of the two sets empty"),
         (["{d}/pets", "{o}", "--images-per-shard", "0"], "--images-per-shard is 0; it must be at"),
         (["{d}/pets", "{o}", "--name", "a/b"], "--name is 'a/b'; it begins the tars' names"),
-        (["{d}/pets", "{o}", "--val", "{d}/dogs"], "the class 'dogs' is none of the 2 training"),
+        (["{d}/pets", "{o}", "--val", "{d}/dogs"], "the class 'dogs' is not one of the 2 training"),
         (["{d}/pets", "{o}", "--val", "{d}/flat"], "(--val-labels)"),
         (
             ["{d}/pets", "{o}", "--val", "{d}/flat", "--val-labels", "{d}/note.txt"],
@@ -189,6 +193,32 @@ def test_mistakes_of_make_get_a_sentence(
     said = capsys.readouterr().err
     assert message.format(**known) in said
     assert not (tmp_path / "out").exists()
+
+
+def test_make_leaves_nothing_when_it_is_terminated(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM in the middle of a shard, as a job's end sends it."""
+
+    def read(image: ImageFile) -> bytes:
+        if image.name == "3.JPEG":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return b"image"
+
+    monkeypatch.setattr(ImageFile, "read", read)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main(["shards", "make", str(folders), str(tmp_path / "out")])
+    assert ended.value.code == 143
+    assert not list((tmp_path / "out").iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_bar_needs_no_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    bar = make_bar("work", total=2, unit="")
+    bar.update(2)
+    bar.close()
 
 
 def test_make_goes_on_where_a_killed_one_left_tars(folders: Path, tmp_path: Path) -> None:
@@ -249,7 +279,7 @@ def test_check_finds_everything_at_once(tmp_path: Path, capsys: pytest.CaptureFi
             strict=True,
         ):
             assert words in problem
-        assert lines[-1] == ("18 images of 4 classes in 3 shards, 18 decoded: 5 problem(s)")
+        assert lines[-1] == ("18 images of 4 classes in 3 shards, 17 of 18 decoded: 5 problem(s)")
     assert main(["shards", "check", str(folder), "--json", "--no-decode"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["n_images"], found["n_decoded"], len(found["problems"])) == (18, 0, 4)
@@ -286,6 +316,9 @@ def test_check_notes_what_is_odd_but_may_be_meant(tmp_path: Path) -> None:
     write_tar(tmp_path / "a-2.tar", sample("n01000000_99", 2, photo(0)))
     (problem,) = check_shards(str(tmp_path), decode=False).problems
     assert "'n01000000_99' has the label 2, others of n01000000 have 1" in problem
+    write_tar(tmp_path / "a-2.tar", sample(os.fsdecode(b"n01000000_\xff"), 2, photo(0)))
+    (problem,) = check_shards(str(tmp_path), decode=False).problems
+    assert "has the label 2, others of n01000000 have 1" in problem
 
 
 def test_check_counts_very_many_bad_images_without_naming_all(tmp_path: Path) -> None:
@@ -305,8 +338,8 @@ def test_an_info_file_that_is_none_is_named(
         for command in ("info", "check"):
             assert main(["shards", command, str(folder)]) == 2
             said = capsys.readouterr().err
-            assert f"{folder}/_info.json is no info file of shards" in said
-            assert "Mend it or take it away" in said
+            assert f"{folder}/_info.json is not an info file of shards" in said
+            assert "Fix or remove it" in said
 
 
 # -- materialise --------------------------------------------------------------------------------
@@ -393,8 +426,9 @@ def test_materialise_leaves_the_shards_it_reads_alone(
     words = ["shards", "materialise", str(folder)]
     assert main([*words, str(folder), "--fraction", "0.5"]) == 2
     assert "set holds shards already (tiny-0000.tar)" in capsys.readouterr().err
-    assert main([*words, "/proc/nowhere", "--fraction", "0.5"]) == 2
-    assert "/proc/nowhere cannot be written" in capsys.readouterr().err
+    (tmp_path / "file").write_text("no folder")
+    assert main([*words, str(tmp_path / "file" / "out"), "--fraction", "0.5"]) == 2
+    assert f"{tmp_path / 'file' / 'out'} cannot be written" in capsys.readouterr().err
     assert main([*words, str(tmp_path / "out"), "--fraction", "0"]) == 2
     assert "data.fraction is 0.0; it must lie above 0" in capsys.readouterr().err
     assert sorted(folder.glob("*.tar")) == before

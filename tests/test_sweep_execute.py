@@ -142,7 +142,7 @@ def test_a_failed_warmup_is_not_handed_off_unless_told(tmp_path: Path) -> None:
     }  # fmt: skip
     assert refused.exit_code == 1
     reason = refused.failed[0].reason
-    assert "13.0 % of hidden tokens right, 12.5 % can be had without the order" in reason
+    assert "held-out accuracy 13.0 %, order-blind baseline 12.5 %" in reason
     assert "arms.shuffled.train.handoff.allow_failed" in reason
     run = next(r for r in analyse(gather([refused.folder])[0]).runs if r.arm == "shuffled")
     assert run.state == "refused"
@@ -201,7 +201,7 @@ slots: 1
     finally:
         process.kill()
     assert process.returncode == 143
-    assert "Give the same command again" in out
+    assert "Run the same command again" in out
     assert list((tmp_path / "runs").glob("*/saved"))
     told = {run.arm: run.state for run in analyse(gather([tmp_path / "runs"])[0]).runs}
     assert told == {"default": "finished", "slow": "unfinished"}
@@ -238,7 +238,7 @@ def test_slots_share_cores_or_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cluster_gets_arrays_that_wait_for_their_warmups(tmp_path: Path) -> None:
     config, path = config_of(
         tmp_path, SWEEP, "executor=slurm", "array_limit=5", "sbatch.partition=gpu",
-        'sbatch.time="04:00:00"', "slots=3",
+        "sbatch.time=04:00:00", "sbatch.exclusive=true", "sbatch.hold=false", "slots=3",
     )  # fmt: skip
     plan = make_plan(config, recipe=path, stages=FAKE)
     submission = write_slurm(plan, config, plan.rows)
@@ -274,7 +274,8 @@ def test_a_cluster_gets_arrays_that_wait_for_their_warmups(tmp_path: Path) -> No
 
 
 def test_the_rows_of_an_array_add_up_to_the_sweep(tmp_path: Path) -> None:
-    config, path = config_of(tmp_path, SWEEP, "seeds=[0]")
+    graft = "arms.graft={init: weights_shuffled_in_heads, init_params: {trunk: 'arm:dyck'}}"
+    config, path = config_of(tmp_path, SWEEP, "seeds=[0]", graft)
     plan = make_plan(config, recipe=path, stages=FAKE)
     loaded = load_plan(save_plan(plan))
     early = next(row for row in plan.rows if row.kind == "train" and row.needs)
@@ -290,28 +291,42 @@ def test_the_rows_of_an_array_add_up_to_the_sweep(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("late", "code", "requeued"),
-    [(True, 143, True), (False, 75, True), (False, 0, False), (False, 2, False)],
+    ("late", "code", "state", "requeued"),
+    [
+        (True, 143, "RUNNING None", True),
+        (True, 143, "COMPLETING TimeLimit", True),  # it could not save in time
+        (False, 143, "RUNNING None", True),  # preempted
+        (False, 75, "RUNNING None", True),
+        (False, 143, "COMPLETING None", False),  # cancelled, or requeued by hand
+        (True, 0, "RUNNING None", False),
+        (False, 2, "RUNNING None", False),
+    ],
 )
 def test_an_arrays_job_saves_in_time_and_queues_itself_again(
-    tmp_path: Path, late: bool, code: int, requeued: bool
+    tmp_path: Path, late: bool, code: int, state: str, requeued: bool
 ) -> None:
-    """The job's script, with stand-ins for srun and scontrol that note how they are called."""
+    """The job's script, with stand-ins for SLURM's commands; `test_slurm` has a real one."""
     config, path = config_of(tmp_path, CONTROL, "executor=slurm")
     plan = make_plan(config, recipe=path, stages=FAKE)
     script = write_slurm(plan, config, plan.rows).scripts[0]
     tools = tmp_path / "bin"
     tools.mkdir()
-    waits = f"trap 'sleep 0.2; exit {code}' TERM; touch {tmp_path}/up; while :; do sleep 0.02; done"
-    (tools / "srun").write_text(
-        f'#!/bin/bash\necho "$@" > {tmp_path}/run\n{waits if late else f"exit {code}"}\n'
-    )
-    (tools / "scontrol").write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/requeued\n')
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
+    # As the real one: SIGTERM kills the run; only scancel reaches it.
+    waits = f"trap 'exit 137' TERM; touch {tmp_path}/up; "
+    waits += f"until [ -e {tmp_path}/saved ]; do sleep 0.02; done; "
+    stand_ins = {
+        "srun": f'echo "$@" > {tmp_path}/run; {waits if late else ""} exit {code}',
+        # The run ends while scancel is still at work.
+        "scancel": f'[ "$*" = "--signal=TERM 71.0" ] && touch {tmp_path}/saved && sleep 0.3',
+        "squeue": f'[ "${{*/--jobs=70_0/}}" != "$*" ] && echo "{state}"',
+        "scontrol": f'echo "$@" > {tmp_path}/requeued',
+    }
+    for name, text in stand_ins.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tools / name).chmod(0o755)
     environment = {
         **os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "0",
-        "SLURM_JOB_ID": "77",
+        "SLURM_ARRAY_JOB_ID": "70", "SLURM_JOB_ID": "71",
     }  # fmt: skip
     job = subprocess.Popen(["bash", script], env=environment)
     until = time.monotonic() + 20
@@ -324,4 +339,4 @@ def test_an_arrays_job_saves_in_time_and_queues_itself_again(
     assert words[words.index("--row") + 1] == plan.rows[0].key
     assert (tmp_path / "requeued").exists() == requeued
     if requeued:
-        assert (tmp_path / "requeued").read_text() == "requeue 77\n"
+        assert (tmp_path / "requeued").read_text() == "requeue 70_0\n"

@@ -17,7 +17,7 @@ from vitwarm.records import Record
 from vitwarm.rules import make_rule
 from vitwarm.sweep.plan import extra_steps, make_plan, resolve
 from vitwarm.sweep.rows import Plan, Row, load_plan, save_plan
-from vitwarm.sweep.stages import check_init, check_trunk
+from vitwarm.sweep.stages import check_init, check_trunk, plan_warmup
 
 BASE = """
 name: digits
@@ -98,6 +98,13 @@ def test_given_steps_are_kept_and_contradict_match_epochs(tmp_path: Path) -> Non
         plan_of(tmp_path, THREE_ARMS, "match=epochs", base=base)
 
 
+def test_a_fraction_may_run_fewer_seeds(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, THREE_ARMS, "over.data.fraction=[0.1, 1.0]", "n_seeds={1.0: 1}")
+    cells = {(train_config(row).data.fraction, row.seed, row.arms[0]) for row in trainings(plan)}
+    assert {(fraction, seed) for fraction, seed, _ in cells} == {(0.1, 0), (0.1, 1), (1.0, 0)}
+    assert len(cells) == 9
+
+
 @pytest.mark.parametrize(("seeds", "n_warmups"), [("shared", 2), ("paired", 4)])
 def test_warmup_seeds_are_shared_or_paired(tmp_path: Path, seeds: str, n_warmups: int) -> None:
     plan = plan_of(tmp_path, THREE_ARMS, f"warmup_seeds={seeds}")
@@ -132,7 +139,7 @@ SMALL_WARM = "{embed_dim: 32, depth: 2, num_heads: 2, img_size: 8, patch_size: 2
     ("train", "warm", "says"),
     [
         ("{embed_dim: 48, depth: 2, num_heads: 2}", {}, r"arms\.dyck.*\(the width differs\)"),
-        ("{embed_dim: 32, depth: 3, num_heads: 2}", {}, r"trunk is of 2 blocks, the model has 3"),
+        ("{embed_dim: 32, depth: 3, num_heads: 2}", {}, r"trunk has 2 blocks, the model has 3"),
         ("{embed_dim: 32, depth: 2, num_heads: 4}", {}, r"2 attention heads, the model 4"),
         (
             "{embed_dim: 32, depth: 2, num_heads: 2, mlp_ratio: 2}", {},
@@ -281,7 +288,7 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
     assert load_plan(save_plan(plan)) == plan
     manifest = json.loads((plan.home / "manifest.json").read_text())
     assert (manifest["match"], manifest["warmup_seeds"]) == ("steps", "shared")
-    with pytest.raises(ConfigError, match="no plan of this version"):
+    with pytest.raises(ConfigError, match="not a plan of this version"):
         load_plan(plan.home / "manifest.json")
 
 
@@ -302,6 +309,8 @@ def arm(text: str) -> str:
         (arm("{warmup: warm.yaml, set: {rule.nmae: dyck}}"), "rule.nmae"),
         (arm("{warmup: warm.yaml, train: {train.lrr: 1}}"), "train.lrr"),
         (THREE_ARMS.replace("[0.1, 1.0]", "[]"), r"over.data.fraction is \[\]"),
+        (THREE_ARMS + "n_seeds: {0.1: 3}\n", r"n_seeds has 3 seeds at the fraction 0.1; seeds lis"),
+        (THREE_ARMS + "n_seeds: {0.25: 1}\n", r"n_seeds has the fraction 0.25, which no row has"),
         (THREE_ARMS.replace("[0, 1]", "[1, 1]"), r"seeds is \[1, 1\]"),
         (THREE_ARMS.replace("match: steps", ""), "match has no value"),
         (THREE_ARMS.replace("warmup_seeds: shared", ""), "warmup_seeds has no value"),
@@ -343,3 +352,12 @@ def test_ablation_recipes_come_to_what_they_say(path: Path) -> None:
     # One seed of three, and every seed has warm-ups of its own.
     assert [int(n) for n in said.groups()] == [3 * kinds.count("warmup"), 3 * kinds.count("train")]
     assert "the paper" in path.read_text()
+
+
+def test_a_row_over_nodes_is_planned_where_nothing_has_started() -> None:
+    words = ["warmup.model_kwargs={depth: 1}", "run.device=cpu", "run.devices=2"]
+    one, four = (load_config(WarmupRun, None, [*words, f"run.nodes={n}"]) for n in (1, 2))
+    assert plan_warmup(four).folder == plan_warmup(one).folder
+    odd = load_config(WarmupRun, None, [*words, "run.nodes=2", "warmup.batch_size=6"])
+    with pytest.raises(ConfigError, match="batch_size is 6, which 4 processes cannot share"):
+        plan_warmup(odd)

@@ -37,7 +37,9 @@ set:
   train.evaluations: 2
 arms:
   dyck: {warmup: warm.yaml, train: {handoff.allow_failed: true}}
-  unlearned: {warmup: warm.yaml, set: {warmup.lr: 1.0e-7, warmup.warmup_lr: 0.0}}
+  unlearned:
+    warmup: warm.yaml
+    set: {warmup.lr: 1.0e-7, warmup.warmup_lr: 0.0, warmup.min_lr: 0.0}
   late: {warmup: warm.yaml, blocks: "-1:", train: {handoff.allow_failed: true}}
   mimetic: {init: mimetic}
   scrambled:
@@ -55,7 +57,7 @@ slots: 2
 
 def test_every_kind_of_arm_runs_and_is_compared(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    from vitwarm.shards.digits import write_digits
+    from vitwarm.shards.write.digits import write_digits
 
     write_digits(tmp_path / "shards")
     (tmp_path / "warm.yaml").write_text(WARM)

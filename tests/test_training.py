@@ -31,7 +31,7 @@ from vitwarm.errors import (
     Stopped,
     TrainingFailed,
 )
-from vitwarm.loop import evaluation_steps
+from vitwarm.loop import Cut, Schedule, evaluation_steps
 from vitwarm.records import Record, read_metrics, read_records
 from vitwarm.shards import decode_all
 from vitwarm.training import (
@@ -46,6 +46,7 @@ from vitwarm.training.data import Pictures
 from vitwarm.training.losses import evaluation_sums, image_loss
 from vitwarm.training.module import ImageModule, freeze
 from vitwarm.trunk import save_trunk, trunk_names
+from vitwarm.world import World
 
 TINY = [
     "train.model_kwargs={embed_dim: 32, depth: 2, num_heads: 2, patch_size: 2}",
@@ -269,7 +270,7 @@ def test_a_run_killed_before_its_last_evaluation_makes_up_for_it(
     config = tiny(shards, tmp_path, "train.model_ema=true")
     whole = run_training(tiny(shards, tmp_path / "whole", "train.model_ema=true"))
     monkeypatch.setattr("vitwarm.training.run.Evaluation._evaluate_if_due", lambda *args: None)
-    monkeypatch.setattr("vitwarm.training.run._export", _raise_keyboard)
+    monkeypatch.setattr("vitwarm.training.run.write_exports", _raise_keyboard)
     with pytest.raises(KeyboardInterrupt):
         run_training(config)
     monkeypatch.undo()
@@ -348,7 +349,9 @@ def test_a_trunk_that_learned_nothing_is_refused(shards: Path, tmp_path: Path) -
 
 
 def test_a_loss_that_is_no_number_stops_with_the_rows(shards: Path, tmp_path: Path) -> None:
-    config = tiny(shards, tmp_path, "train.lr=1e30", "train.warmup_epochs=0")
+    config = tiny(
+        shards, tmp_path, "train.lr=1000", "train.weight_decay=1000", "train.warmup_epochs=0"
+    )
     with pytest.raises(TrainingFailed, match=r"finite number at step \d.*rows \d+, .*keys train0"):
         run_training(config)
     failure = json.loads((training_folder(config) / "failure.json").read_text())
@@ -392,7 +395,8 @@ def test_a_trunk_that_does_not_fit_leaves_no_run_folder(shards: Path, tmp_path: 
 
 
 def test_few_unreadable_images_are_counted(shards: Path) -> None:
-    module = ImageModule(nn.Linear(1, 1), n_steps=1, ramp_steps=0)
+    schedule = Schedule(n_steps=1, ramp_steps=0, lr=1e-3)
+    module = ImageModule(nn.Linear(1, 1), schedule, Cut(1, 1, 1), World(0, 1))
     module.n_unreadable = 3
     module.check_unreadable(3000)
     with pytest.raises(TrainingFailed, match="3 of 2,999 images"):

@@ -160,7 +160,7 @@ def test_every_recipe_takes_a_few_steps(tmp_path: Path, recipe: Path) -> None:
     words = [
         *where(tmp_path / "shards"), f"run.root={tmp_path / 'runs'}", "run.progress=false",
         "run.device=cpu", "run.workers=0", "train.batch_size=4", "train.micro_batch_size=2",
-        "train.steps=2", "train.evaluations=1", "train.model_kwargs.depth=1",
+        "train.steps=2", "train.evaluations=1", "train.model_kwargs.depth=1", "data.fraction=1",
     ]  # fmt: skip
     record = run_training(load_config(TrainRun, recipe, words))
     assert record.steps == 2

@@ -70,7 +70,7 @@ def test_what_is_no_trunk_is_refused_with_its_path(model: torch.nn.Module, tmp_p
     for name, content in cases.items():
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)
-        with pytest.raises(TrunkError, match=rf"{name}\.safetensors is no readable safetensors"):
+        with pytest.raises(TrunkError, match=rf"{name}\.safetensors is not a readable safetensors"):
             load_trunk(path)
     plain = tmp_path / "plain.safetensors"
     save_file({"a": torch.ones(2)}, plain)

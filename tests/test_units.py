@@ -30,13 +30,18 @@ def test_one_percent_of_imagenet_is_the_published_length() -> None:
         ("2epochs", 10_009),
         ("60steps", 60),
         ("1e-12", 1),
+        ("15k steps", 15_000),
+        ("1.5e4steps", 15_000),
+        ("1epoch", 5_005),
     ],
 )
 def test_every_unit(text: str, steps: int) -> None:
     assert parse_budget(text, batch_size=256, n_tokens=196, **IMAGENET).steps == steps
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "0steps", "soon", "1hour", "", "1.2.3", "nan"])
+@pytest.mark.parametrize(
+    "text", ["0", "-1", "0steps", "soon", "1hour", "", "1.2.3", "nan", "1e30steps", "15000", "inf"]
+)
 def test_what_is_no_budget_is_refused_by_value(text: str) -> None:
     with pytest.raises(ConfigError, match=r"warmup\.budget is"):
         parse_budget(text, batch_size=256, n_tokens=196, **IMAGENET)

@@ -18,13 +18,11 @@ from safetensors import SafetensorError
 from vitwarm.config import WarmupRun, load_config
 from vitwarm.errors import ConfigError, RunError, Stopped, TrainingFailed
 from vitwarm.files import replacing
-from vitwarm.loop import World, choose_attention, cosine_lr, cut_batch
+from vitwarm.loop import Schedule, choose_attention, cut_batch
 from vitwarm.records import read_metrics, read_records
 from vitwarm.rules import make_rule
 from vitwarm.seeding import seed_of
-from vitwarm.sequences import SequenceLoader, WarmupBatch
 from vitwarm.trunk import load_trunk
-from vitwarm.verdict import judge
 from vitwarm.warmup import (
     hidden_loss,
     make_loader,
@@ -35,7 +33,10 @@ from vitwarm.warmup import (
     warmup_folder,
 )
 from vitwarm.warmup.probe import find_order_blind
+from vitwarm.warmup.sequences import SequenceLoader, WarmupBatch
+from vitwarm.warmup.verdict import judge
 from vitwarm.warmup.watch import SATURATION_STEPS
+from vitwarm.world import World
 
 TINY = [
     "warmup.model=vit_tiny_patch16_224",
@@ -65,14 +66,13 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_the_published_plan() -> None:
     plan = plan_warmup(load_config(WarmupRun))
-    assert (plan.budget.steps, plan.n_tokens, plan.ramp_steps) == (15_014, 196, 1000)
+    assert (plan.budget.steps, plan.n_tokens, plan.schedule.ramp_steps) == (15_014, 196, 1000)
     assert plan.rule_facts["name"] == "dyck"
     assert plan.rule_facts["params"]["n_kinds"] == 64
 
 
 def test_the_schedule_is_the_published_one() -> None:
-    def lr(step: int) -> float:
-        return cosine_lr(step, n_steps=15_000, ramp=1000, start=1e-7, peak=2e-3, end=1e-6)
+    lr = Schedule(n_steps=15_000, ramp_steps=1000, warmup_lr=1e-7, lr=2e-3, min_lr=1e-6).lr_at
 
     assert lr(0) == 1e-7
     assert lr(500) == pytest.approx(1e-3, rel=1e-3)
@@ -132,6 +132,24 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, accumulate: int) 
     assert same(weights(whole), weights(parts))
 
 
+def test_the_first_checkpoint_comes_early_whatever_the_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[str] = []
+
+    def note(path: Path) -> Any:
+        saved.append(path.name)
+        return replacing(path)
+
+    monkeypatch.setattr("vitwarm.loop.saving.replacing", note)
+    run_warmup(tiny(tmp_path / "usual", "warmup.checkpoint_minutes=600"))
+    assert saved == ["step0000000012.pt"]  # the last step
+    saved.clear()
+    monkeypatch.setattr("vitwarm.loop.saving.FIRST_SECONDS", 0.0)
+    run_warmup(tiny(tmp_path / "slow", "warmup.checkpoint_minutes=600"))
+    assert saved == ["step0000000001.pt", "step0000000012.pt"]
+
+
 def test_accumulation_does_not_change_the_loss(tmp_path: Path) -> None:
     whole, parts = tiny(tmp_path / "a"), tiny(tmp_path / "b", "warmup.micro_batch_size=2")
     run_warmup(whole)
@@ -153,7 +171,13 @@ def test_a_time_limit_saves_and_says_so(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(
     tmp_path: Path,
 ) -> None:
-    config = tiny(tmp_path, "warmup.lr=1e30", "warmup.ramp_steps=1", "run.log_every_steps=1")
+    config = tiny(
+        tmp_path,
+        "warmup.lr=1000",
+        "warmup.weight_decay=1000",
+        "warmup.ramp_steps=1",
+        "run.log_every_steps=1",
+    )
     with pytest.raises(TrainingFailed, match=r"step \d+ .*sequences of seed 0"):
         run_warmup(config)
     folder = warmup_folder(config)
@@ -365,9 +389,9 @@ class interrupt_after_step:
         self.step = step
 
     def __enter__(self) -> None:
-        from vitwarm import callbacks
+        from vitwarm.loop import saving
 
-        self.original = callbacks.StopRequest.on_train_batch_end
+        self.original = saving.StopRequest.on_train_batch_end
         step, original = self.step, self.original
 
         def watched(stop: Any, trainer: Any, module: Any, *args: Any) -> None:
@@ -376,12 +400,12 @@ class interrupt_after_step:
                 time.sleep(0.01)
             original(stop, trainer, module, *args)
 
-        callbacks.StopRequest.on_train_batch_end = watched  # type: ignore[method-assign]
+        saving.StopRequest.on_train_batch_end = watched  # type: ignore[method-assign]
 
     def __exit__(self, *_: object) -> None:
-        from vitwarm import callbacks
+        from vitwarm.loop import saving
 
-        callbacks.StopRequest.on_train_batch_end = self.original  # type: ignore[method-assign]
+        saving.StopRequest.on_train_batch_end = self.original  # type: ignore[method-assign]
 
 
 @pytest.mark.slow
@@ -414,7 +438,7 @@ def test_what_cannot_be_used_is_refused_and_leaves_nothing(tmp_path: Path) -> No
     for word, says in (
         ("warmup.opt=adamww", r"warmup.opt is 'adamww'.*adamw"),
         ("run.device=cuda", "run.device is 'cuda'"),
-        ("warmup.base_images=-4", "warmup.base_images is -4; it must be above 0"),
+        ("warmup.base_images=-4", "warmup.base_images is -4; it must be a whole number above 0"),
         ("warmup.base_epochs=0", "warmup.base_epochs is 0"),
     ):
         if word == "run.device=cuda" and torch.cuda.is_available():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitwarm.shards.writer import Sample, write_info, write_shards
+from vitwarm.shards.write.writer import Sample, write_info, write_shards
 
 
 def write_tiny_shards(

@@ -2,6 +2,32 @@
 
 Shape letters in tensor code: B batch, T tokens, P patches, D width, N heads, V ids, C classes,
 H W pixels.
+
+From a script or a notebook: `vitwarm.warm_up`, `vitwarm.attach`, `vitwarm.train`, `vitwarm.report`.
 """
 
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+#: What is imported only when it is asked for: torch takes seconds.
+_LAZY = {
+    "warm_up": "vitwarm.commands.python",
+    "train": "vitwarm.commands.python",
+    "attach": "vitwarm.handoff",
+}
+
+__all__ = ["__version__", "attach", "report", "train", "warm_up"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "report":  # a package that can be called
+        return importlib.import_module("vitwarm.report")
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'vitwarm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,31 +1,21 @@
-"""vitwarm warmup | handoff | train | sweep | report | shards | rules | doctor
+"""The command line: `vitwarm COMMAND ...`, and what every command has in common.
 
-Each command lives in the module it belongs to, as `add_arguments(parser)` and `run(args) -> int`,
-and is imported only when it is asked for, so that a report needs no torch.
+A command is imported only when it is asked for, so that a report needs no torch.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from vitwarm import __version__
+from vitwarm.commands import COMMANDS, load_command
 from vitwarm.errors import VitwarmError, nearest
+from vitwarm.informing import forgive_streams
 
-#: Name -> (module, what it is for). The module has `add_arguments(parser)` and `run(args) -> int`.
-COMMANDS = {
-    "warmup": ("vitwarm.commands.warmup", "warm up a trunk on token sequences of a rule"),
-    "handoff": ("vitwarm.commands.handoff", "give a warmed trunk a fresh patch embedding"),
-    "train": ("vitwarm.commands.train", "train or fine-tune an image model on shards"),
-    "sweep": ("vitwarm.sweep", "arms x fractions x paired seeds"),
-    "report": ("vitwarm.report", "data-efficiency curves from records"),
-    "shards": ("vitwarm.shards.tools", "make, check and look at image shards"),
-    "rules": ("vitwarm.rules.look", "look at a rule before training on it"),
-    "doctor": ("vitwarm.commands.doctor", "check this machine, and which timm models work"),
-}
+#: Commands that only show something: when the reader goes away, they have done their work.
+LOOK_UPS = frozenset({"rules", "trunks", "doctor", "completion"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = words[0]
     if name not in COMMANDS:
         print(
-            f"vitwarm: {name!r} is no command.{nearest(name, COMMANDS)} "
+            f"vitwarm: {name!r} is not a command.{nearest(name, COMMANDS)} "
             f"Use one of {', '.join(COMMANDS)}.",
             file=sys.stderr,
         )
@@ -50,18 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(name: str, words: Sequence[str]) -> int:
     """Parses one command's words and runs it."""
-    module = importlib.import_module(COMMANDS[name][0])
-    parser = argparse.ArgumentParser(
-        prog=f"vitwarm {name}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.add_arguments(parser)
-    parser.add_argument("--debug", action="store_true", help="show a traceback on errors")
+    module, parser = load_command(name)
     # Overrides may stand before, between and behind options; argparse offers that only to parsers
     # without subcommands.
     parse = parser.parse_args if parser._subparsers else parser.parse_intermixed_args
     args = parse(list(words))
+    if name not in LOOK_UPS:
+        forgive_streams()
     try:
         return int(module.run(args))
     except VitwarmError as error:
@@ -72,7 +57,9 @@ def run_command(name: str, words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"\nvitwarm {name}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `vitwarm rules list | head`
+    except BrokenPipeError:  # `vitwarm rules list | head`: a look-up that has been looked at
+        if name not in LOOK_UPS:
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

@@ -52,7 +52,7 @@ class ReportError(VitwarmError):
 
 
 class TrainingFailed(VitwarmError):
-    """A run that went wrong while running: a loss that is no number, too many unreadable images."""
+    """A run that went wrong: a loss that is not a number, too many unreadable images."""
 
     exit_code = 1
 
@@ -63,6 +63,11 @@ class Stopped(VitwarmError):
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an error says without its full stop; else its class's name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def nearest(word: str, known: Iterable[str], *, n: int = 3) -> str:

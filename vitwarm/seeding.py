@@ -57,6 +57,11 @@ def mix_u64(values: np.ndarray, key: int | np.ndarray) -> np.ndarray:
     return z
 
 
+def shuffled(values: np.ndarray, seed: int, *path: Name) -> np.ndarray:
+    """Returns a random order of different integers that depends on each alone, int64 [n]."""
+    return np.argsort(mix_u64(values, hash_bits(seed, *path)), kind="stable")
+
+
 @contextmanager
 def torch_seeded(seed: int, *path: Name) -> Iterator[None]:
     """Runs a block under torch's CPU generator seeded by this path, and restores its state after.

@@ -8,9 +8,61 @@ from dataclasses import dataclass
 
 from vitwarm.errors import ConfigError
 
-_SCALE = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
-_BUDGET = re.compile(r"^\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kMGB]?)\s*([a-z%]*)\s*$")
+_SCALE = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
+_DIGITS = r"([0-9]+(?:_[0-9]+)*\.?[0-9]*|\.[0-9]+)(?:[eE]([+-]?[0-9]+))?"
+_NUMBER = re.compile(rf"\s*([+-]?){_DIGITS}\s*([kKMGB]?|%)\s*")
+_BUDGET = re.compile(rf"\s*({_DIGITS}\s*[kKMGB]?)\s*([a-z%]*)\s*")
 _UNITS = ("steps", "samples", "tokens", "epochs", "%")
+
+#: What a budget may be, for messages.
+BUDGET_WORDS = (
+    "a share such as 0.01 or 1%, or a number with steps, samples, tokens or epochs "
+    "(15000steps, 3.84Msamples)"
+)
+#: A warm-up of more samples than this many image trainings have is a number without its unit.
+_HIGHEST_SHARE = 10.0
+#: Of anything: beyond it, counting in floats is no longer exact.
+_HIGHEST_COUNT = 1e15
+
+
+def read_number(text: str) -> float | None:
+    """Returns what a number as people write it means: `2e3`, `15k`, `3.84M`, `1_000`, `10%` (0.1).
+
+    None: it is no number.
+    """
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return None
+    sign, digits, exponent, scale = match.groups()
+    number = float(f"{sign}{digits}e{exponent or 0}")
+    return number / 100 if scale == "%" else number * _SCALE[scale]
+
+
+def read_budget(text: str | float) -> tuple[float, str]:
+    """Splits a budget into its number and its unit: steps, samples, tokens, epochs, or share.
+
+    Raises: ConfigError: no number, an unknown unit, not above zero, or more than can be meant.
+    """
+    match = _BUDGET.fullmatch(str(text))
+    unit = match[4] if match else ""
+    unit = unit + "s" if unit + "s" in _UNITS else unit
+    number = read_number(match[1]) if match else None
+    if match is None or number is None or (unit or "%") not in _UNITS:
+        raise ConfigError(f"warmup.budget is {text!r}; allowed is {BUDGET_WORDS}.")
+    if not 0 < number <= _HIGHEST_COUNT:
+        raise ConfigError(
+            f"warmup.budget is {text!r}; it must be above 0 and at most {_HIGHEST_COUNT:g}. "
+            f"Use {BUDGET_WORDS}."
+        )
+    if unit in ("", "%"):
+        share = number / 100 if unit else number
+        if share > _HIGHEST_SHARE:
+            raise ConfigError(
+                f"warmup.budget is {text!r}, {share:g} times the image training's samples; "
+                f"{_HIGHEST_SHARE:g} is the most. If steps are meant, write {match[1]}steps."
+            )
+        return share, "share"
+    return number, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,22 +99,10 @@ def parse_budget(
         n_tokens: tokens per sequence.
         base_images, base_epochs: the image training that shares refer to.
     Returns: a Budget of whole steps, at least one.
-    Raises: ConfigError: no number, an unknown unit, not above zero, or a share without a base.
+    Raises: ConfigError: as `read_budget`, or a share without a base.
     """
-    match = _BUDGET.match(str(text))
-    units = "a share such as 0.01 or 1%, or a number with steps, samples, tokens or epochs"
-    if not match or (match[3] or "%") not in _UNITS:
-        raise ConfigError(
-            f"warmup.budget is {text!r}; allowed is {units} (15000steps, 3.84Msamples)."
-        )
-    try:
-        number = float(match[1]) * _SCALE[match[2]]
-    except ValueError:
-        raise ConfigError(f"warmup.budget is {text!r}; {match[1]!r} is no number.") from None
-    if not number > 0 or not math.isfinite(number):
-        raise ConfigError(f"warmup.budget is {text!r}; it must be above 0. Use {units}.")
+    number, unit = read_budget(text)
     base = None if not base_images or not base_epochs else base_images * base_epochs
-    unit = match[3]
     if unit == "steps":
         samples = number * batch_size
     elif unit == "samples":
@@ -77,8 +117,7 @@ def parse_budget(
     elif unit == "epochs":
         samples = number * float(base_images or 0)
     else:
-        share = number / 100 if unit == "%" else number
-        samples = share * base
+        samples = number * base
     steps = max(1, round(samples / batch_size))
     samples = steps * batch_size
     return Budget(

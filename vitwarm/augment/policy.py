@@ -188,18 +188,18 @@ def _check_numbers(text: str, facts: dict[str, float]) -> None:
     if magnitude > highest:
         raise ConfigError(
             f"train.aa is {text!r}, but magnitudes go from 0 to {highest:g}; timm would clip it "
-            f"without a word. Use m{highest:g} or less (mmax, the highest, is 10 unless given)."
+            f"silently. Use m{highest:g} or less (mmax, the highest, is 10 unless given)."
         )
     for name, meaning, low, high in (
-        ("mmax", "the highest magnitude", 1, np.inf),
-        ("n", "the number of operations per image, a whole number", 1, np.inf),
+        ("mmax", "the highest magnitude", 1, 100),
+        ("n", "the number of operations per image, a whole number", 1, 100),
         ("p", "the probability of each operation", 0, 1),
     ):
         value = facts.get(name, 1)
         if not low <= value <= high or (name == "n" and value % 1):
-            bounds = f"from {low} to {high}" if np.isfinite(high) else f"at least {low}"
             raise ConfigError(
-                f"train.aa is {text!r}; {name}{value:g} is {meaning}, and must be {bounds}."
+                f"train.aa is {text!r}; {name}{value:g} is {meaning}, and must be from {low} to "
+                f"{high}."
             )
 
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter, defaultdict
 from dataclasses import asdict
+
+from vitwarm.commands.shared import columns
+from vitwarm.informing import shows_bars
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,21 +31,27 @@ def run(args: argparse.Namespace) -> int:
     """Prints the check; returns 1 where something that should work does not."""
     if args.models or args.model:
         return _models(args)
-    from vitwarm.doctor import check_machine
+    from vitwarm.commands.check_machine import check_machine
 
     findings = check_machine()
-    for finding in findings:
-        mark = "ok " if finding.ok else "BAD"
+    if args.json:
+        print("\n".join(json.dumps(asdict(finding)) for finding in findings))
+    else:
         print(
-            json.dumps(asdict(finding)) if args.json else f"{mark} {finding.name:15}{finding.text}"
+            columns([(f"{'ok' if one.ok else 'BAD':3} {one.name}", one.text) for one in findings])
         )
     return 0 if all(finding.ok for finding in findings) else 1
 
 
 def _models(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
-    from vitwarm.doctor import OTHER_TRANSFORMERS, PATCH_TRANSFORMERS, check_model, model_names
+    from vitwarm.commands.check_models import (
+        OTHER_TRANSFORMERS,
+        PATCH_TRANSFORMERS,
+        check_model,
+        model_names,
+    )
     from vitwarm.trunk import check_name
 
     for name in args.model or []:
@@ -56,7 +64,7 @@ def _models(args: argparse.Namespace) -> int:
     names = args.model or list(modules)
     works: dict[str, Counter[bool]] = defaultdict(Counter)
     reasons: dict[str, str] = {}
-    for name in tqdm(names, disable=not sys.stderr.isatty(), unit="model"):
+    for name in tqdm(names, disable=not shows_bars(), unit="model"):
         verdict = check_model(name)
         module = modules.get(name, "other")
         works[module][verdict.ok] += 1

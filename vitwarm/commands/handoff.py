@@ -1,12 +1,16 @@
-"""Give a warmed trunk a fresh patch embedding, or assemble a trunk from two.
+"""Give a warmed trunk a fresh patch embedding; graft, expand, import or publish a trunk.
 
     vitwarm handoff runs/dyck-1a2b3c4d --model vit_tiny_patch16_224 --out DIR
     vitwarm handoff RUN --scope attention --blocks=-4: --out DIR
     vitwarm handoff graft RUN_A RUN_B --attention-of A --out grafted.safetensors
     vitwarm handoff graft RUN_A RUN_B --first-blocks 6 --out grafted.safetensors
+    vitwarm handoff expand CORE --model vit_base_patch16_224 --out base.safetensors
+    vitwarm handoff import mae_pretrain_vit_base.pth --out mae.safetensors
+    vitwarm handoff push RUN hf-hub:OWNER/NAME --private
 
 A hand-off prints where every tensor comes from and writes a folder that
 timm.create_model("local-dir:DIR", pretrained=True) loads, with audit.json beside the weights.
+What is pushed is a trunk, or the model that a training exported, with a card from its record.
 """
 
 from __future__ import annotations
@@ -16,19 +20,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vitwarm.config import NO_FRESH_MODEL
 from vitwarm.errors import ConfigError, HandoffError
 from vitwarm.files import write_text
 
+#: What `expand` alone takes.
+_EXPANSION = ("depth", "width", "scale", "vectors", "order")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments; the first word may be `graft`."""
+    """Adds the command's arguments; the first word may be graft, expand, import or push."""
     parser.add_argument(
         "trunks",
         nargs="+",
         metavar="TRUNK",
-        help="run folder, trunk file or shipped name; `none`: the default arm; or `graft A B`",
+        help="run folder, trunk file, shipped name or hf-hub:OWNER/NAME; `none`: the default arm; "
+        "or `graft A B`, `expand A`, `import FILE` (.safetensors, .pth, .pt), "
+        "`push A hf-hub:OWNER/NAME`",
     )
-    parser.add_argument("--out", required=True, help="export folder; for a graft, the trunk file")
+    parser.add_argument("--out", help="export folder; of graft, expand, import: the trunk file")
     parser.add_argument("--model", help="timm model name; default: the one that was warmed up")
     parser.add_argument(
         "--model-kwargs",
@@ -37,19 +47,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for timm.create_model; default: as it was warmed up",
     )
     parser.add_argument("--num-classes", type=int, help="default: the model's own")
-    parser.add_argument("--img-size", type=int, help="pixels; default: as in --model-kwargs")
+    parser.add_argument("--img-size", type=int, help="pixels; default: as it was warmed up")
     parser.add_argument("--scope", default="all", choices=["all", "attention", "mlp"])
     parser.add_argument("--blocks", help="-4: or 0,1,2; default: all")
-    parser.add_argument("--seed", type=int, default=0, help="of what is fresh (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the fresh tensors (default 0)")
     parser.add_argument("--attention-of", choices=["A", "B"], help="graft: MLPs of the other")
     parser.add_argument("--first-blocks", type=int, metavar="N", help="graft: N of A, rest of B")
+    parser.add_argument(
+        "--depth", choices=["core", "stack", "interleave"], help="expand: blocks (default core)"
+    )
+    parser.add_argument("--width", choices=["tile", "zero"], help="expand: (default tile)")
+    parser.add_argument("--scale", choices=["none", "fro"], help="expand, tiled: (default fro)")
+    parser.add_argument(
+        "--vectors", choices=["published", "tiled"], help="expand, tiled: biases and norms"
+    )
+    parser.add_argument("--order", choices=["cyclic", "each"], help="expand: (default cyclic)")
+    parser.add_argument("--private", action="store_true", help="push: a new repository is private")
     parser.add_argument("--json", action="store_true", help="print the audit as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the hand-off or the graft that the arguments describe."""
+    """Runs the hand-off, the graft or the push that the arguments describe."""
+    if args.trunks[0] == "push":
+        return _push(args)
+    if args.private:
+        raise ConfigError("--private has no effect here; it belongs to vitwarm handoff push.")
+    if not args.out:
+        raise ConfigError(
+            "--out is not given; name the folder (of graft, expand, import: the file) to write."
+        )
+    if args.trunks[0] == "expand":
+        return _expand(args)
+    if given := [f"--{name}" for name in _EXPANSION if getattr(args, name) is not None]:
+        raise ConfigError(
+            f"{', '.join(given)} has no effect here; write expand before the trunk: vitwarm "
+            "handoff expand CORE --model NAME --out FILE."
+        )
     if args.trunks[0] == "graft":
         return _graft(args)
+    if args.trunks[0] == "import":
+        return _import(args)
     if len(args.trunks) != 1:
         raise ConfigError(
             f"handoff takes one trunk, not {len(args.trunks)} ({', '.join(args.trunks)}). "
@@ -88,11 +125,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _push(args: argparse.Namespace) -> int:
+    if len(args.trunks) != 3:
+        raise ConfigError(
+            "push takes a trunk or a run, and a name: vitwarm handoff push RUN hf-hub:OWNER/NAME."
+        )
+    if args.out:
+        raise ConfigError("--out has no effect on a push, which writes nothing here.")
+    from vitwarm.trunk import push
+
+    pushed = push(args.trunks[1], args.trunks[2], private=args.private)
+    print(f"pushed {args.trunks[1]} as {pushed}")
+    return 0
+
+
 def _model_kwargs(args: argparse.Namespace, model: str, facts: dict[str, str]) -> dict[str, Any]:
     """The warmed model's own arguments where it is the same model, then what was asked for."""
     kwargs: dict[str, Any] = {}
     if args.model_kwargs is not None:
-        kwargs = dict(args.model_kwargs)
+        kwargs = _checked(args.model_kwargs)
     elif facts.get("model") == model.split(".")[0] and "model_args" in facts:
         kwargs = json.loads(facts["model_args"])
     if args.num_classes is not None:
@@ -102,32 +153,56 @@ def _model_kwargs(args: argparse.Namespace, model: str, facts: dict[str, str]) -
     return kwargs
 
 
+def _checked(model_kwargs: Any) -> dict[str, Any]:
+    """Returns --model-kwargs, unless an option or none says what it says."""
+    if not isinstance(model_kwargs, dict):
+        raise ConfigError(
+            f"--model-kwargs is {json.dumps(model_kwargs)}; give an object: '{{\"depth\": 3}}'."
+        )
+    options = {"num_classes": "--num-classes", "img_size": "--img-size", "seed": "--seed"}
+    reserved = {**NO_FRESH_MODEL, **{key: f"use {option}" for key, option in options.items()}}
+    for key in model_kwargs:
+        if key in reserved:
+            raise ConfigError(
+                f"--model-kwargs has the key {key!r}, which has no place there: {reserved[key]}."
+            )
+    return model_kwargs
+
+
+def _refuse_unused(args: argparse.Namespace, what: str, *more: str) -> None:
+    """Refuses options of a hand-off on what only makes a trunk file."""
+    plain = {"scope": "all", "seed": 0}
+    flags = ["--num-classes", "--img-size", "--scope", "--blocks", "--seed", *more]
+    fields = {flag: flag.removeprefix("--").replace("-", "_") for flag in flags}
+    unused = [flag for flag, name in fields.items() if getattr(args, name) != plain.get(name)]
+    if unused:
+        raise ConfigError(
+            f"{', '.join(unused)} has no effect on {what}, which only makes a trunk file. "
+            "Leave it out, and give it to the hand-off of that file."
+        )
+
+
+def _import(args: argparse.Namespace) -> int:
+    if len(args.trunks) != 2:
+        raise ConfigError("import takes one file: vitwarm handoff import FILE --out FILE.")
+    _refuse_unused(args, "an import", "--attention-of", "--first-blocks")
+    from vitwarm.trunk import import_weights
+
+    kwargs = _checked(args.model_kwargs or {})
+    made = import_weights(args.trunks[1], args.out, model=args.model, **kwargs)
+    facts = {**made.trunk.facts, "content_sha256": made.trunk.sha256}
+    print(json.dumps(facts) if args.json else f"{made.summary()}\nwrote {made.trunk.path}")
+    return 0
+
+
 def _graft(args: argparse.Namespace) -> int:
     if len(args.trunks) != 3:
         raise ConfigError(
             f"graft takes two trunks, not {len(args.trunks) - 1}: vitwarm handoff graft A B "
             "--attention-of A --out FILE."
         )
-    unused = [
-        flag
-        for flag, given in (
-            ("--model", args.model is not None),
-            ("--model-kwargs", args.model_kwargs is not None),
-            ("--num-classes", args.num_classes is not None),
-            ("--img-size", args.img_size is not None),
-            ("--scope", args.scope != "all"),
-            ("--blocks", args.blocks is not None),
-            ("--seed", args.seed != 0),
-        )
-        if given
-    ]
-    if unused:
-        raise ConfigError(
-            f"{', '.join(unused)} has no effect on a graft, which only assembles a trunk file. "
-            "Leave it out, and give it to the hand-off of that file."
-        )
+    _refuse_unused(args, "a graft", "--model", "--model-kwargs")
     from vitwarm.inits import write_init
-    from vitwarm.trunk import Audit, audit_tensors, load_trunk
 
     first, second = args.trunks[1:]
     path = write_init(
@@ -140,6 +215,34 @@ def _graft(args: argparse.Namespace) -> int:
         attention_of=args.attention_of,
         first_blocks=args.first_blocks,
     )
+    return _show_made(path, args)
+
+
+def _expand(args: argparse.Namespace) -> int:
+    if len(args.trunks) != 2 or not args.model:
+        raise ConfigError(
+            "expand takes a trunk and the model that it becomes: vitwarm handoff expand CORE "
+            "--model vit_base_patch16_224 --out FILE."
+        )
+    _refuse_unused(args, "an expansion", "--attention-of", "--first-blocks")
+    from vitwarm.inits import write_init
+
+    path = write_init(
+        "expand",
+        args.out,
+        model=args.model,
+        seed=0,
+        model_kwargs=_checked(args.model_kwargs or {}),
+        core=args.trunks[1],
+        **{name: given for name in _EXPANSION if (given := getattr(args, name)) is not None},
+    )
+    return _show_made(path, args)
+
+
+def _show_made(path: Path, args: argparse.Namespace) -> int:
+    """Prints where every tensor of a trunk file comes from that was made of others."""
+    from vitwarm.trunk import Audit, audit_tensors, load_trunk
+
     made = load_trunk(path)
     audit = Audit(
         model=made.metadata.get("model", "unnamed model"),
@@ -147,6 +250,7 @@ def _graft(args: argparse.Namespace) -> int:
         trunk=made.metadata["made_from"],
         trunk_sha256=made.sha256,
         metadata=made.metadata,
+        notes=[made.metadata["note"]] if "note" in made.metadata else [],
     )
     print(json.dumps(audit.to_json()) if args.json else f"{audit.table()}\n\n{audit.summary()}")
     if not args.json:

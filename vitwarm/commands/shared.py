@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from vitwarm.config import TrainRun, WarmupRun, find_recipe, load_config
+from vitwarm.config.fields import SCHEMAS, fields_of
 
 Run = TypeVar("Run", WarmupRun, TrainRun)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows as lines whose columns are aligned, two blanks apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def describe_fields(command: str, names: Sequence[str]) -> str:
+    """Returns the end of a command's help: fields with their defaults and what they mean."""
+    every = {facts.name: facts for facts in fields_of(SCHEMAS[command])}
+    shorten = partial(textwrap.shorten, width=56, placeholder=" ...")
+    rows = [
+        (name, every[name].default or "to be given", shorten(every[name].meaning)) for name in names
+    ]
+    return (
+        f"fields changed most, as section.field=value, with their defaults:\n{columns(rows)}\n\n"
+        f"all {len(every)} fields: vitwarm configs fields; recipes: vitwarm configs list"
+    )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +41,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="a timm model name")
     parser.add_argument("--seed", type=int, help="default 0")
     parser.add_argument("--out", metavar="DIR", help="folder of run folders (default: runs)")
-    parser.add_argument("--fresh", action="store_true", help="throw away an earlier execution")
+    parser.add_argument("--fresh", action="store_true", help="discard an earlier run")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
 

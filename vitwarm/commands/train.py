@@ -10,22 +10,35 @@ from __future__ import annotations
 
 import argparse
 
-from vitwarm.commands.shared import add_run_arguments, read_config
+from vitwarm.commands.shared import add_run_arguments, describe_fields, read_config
 from vitwarm.config import TrainRun
 from vitwarm.errors import ConfigError
+
+#: Named at the end of the help.
+OFTEN = (
+    "data.train", "data.val", "data.fraction", "handoff.scope", "train.epochs", "train.steps",
+    "train.batch_size", "train.micro_batch_size", "train.img_size", "train.lr",
+    "train.weight_decay", "train.aa", "train.mixup", "train.cutmix", "train.drop_path",
+    "train.model_ema", "train.precision", "train.evaluations", "run.workers", "run.logger",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments; words of the form section.field=value override the config."""
     parser.add_argument("--config", metavar="FILE", help="a recipe (configs/train/*.yaml)")
-    parser.add_argument("--fraction", type=float, help="share of the training images, in (0, 1]")
+    parser.add_argument("--fraction", metavar="SHARE", help="of the training images: 0.1 or 10%%")
     parser.add_argument(
-        "--trunk", metavar="TRUNK", help="trunk file, run folder or shipped name to start from"
+        "--trunk",
+        metavar="TRUNK",
+        help="to start from: trunk file, run folder, shipped name or hf-hub:OWNER/NAME",
     )
     parser.add_argument(
-        "--init", metavar="MODEL", help="export folder or timm tag to fine-tune (all weights)"
+        "--init",
+        metavar="MODEL",
+        help="to fine-tune (all weights): export folder, file of weights or timm tag",
     )
     add_run_arguments(parser)
+    parser.epilog = describe_fields("train", OFTEN)
 
 
 def run(args: argparse.Namespace) -> int:

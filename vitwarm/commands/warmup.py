@@ -10,8 +10,15 @@ from __future__ import annotations
 
 import argparse
 
-from vitwarm.commands.shared import add_run_arguments, read_config
+from vitwarm.commands.shared import add_run_arguments, describe_fields, read_config
 from vitwarm.config import WarmupRun
+
+#: Named at the end of the help.
+OFTEN = (
+    "rule.name", "rule.params", "warmup.budget", "warmup.base_images", "warmup.base_epochs",
+    "warmup.model_kwargs", "warmup.batch_size", "warmup.micro_batch_size", "warmup.lr",
+    "warmup.precision", "warmup.until", "run.workers", "run.logger",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="saturated: stop once 99 %% of the hidden tokens are right (default: budget)",
     )
     add_run_arguments(parser)
+    parser.epilog = describe_fields("warmup", OFTEN)
 
 
 def run(args: argparse.Namespace) -> int:

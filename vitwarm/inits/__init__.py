@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from vitwarm.errors import ConfigError, nearest
+from vitwarm.inits.expand import expand
 from vitwarm.inits.grafts import graft
 from vitwarm.inits.made import Made
 from vitwarm.inits.mimetic import mimetic, mimetic_04
+from vitwarm.inits.mixed import mixed
 from vitwarm.inits.shuffled import weights_shuffled_in_heads, weights_shuffled_in_tensors
 from vitwarm.records import code_version
 from vitwarm.trunk import save_trunk
@@ -28,7 +30,9 @@ INITS: dict[str, Callable[..., Made]] = {
     "mimetic_0.4": mimetic_04,
     "weights_shuffled_in_heads": weights_shuffled_in_heads,
     "weights_shuffled_in_tensors": weights_shuffled_in_tensors,
+    "mixed": mixed,
     "graft": graft,
+    "expand": expand,
 }
 
 

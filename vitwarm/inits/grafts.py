@@ -45,35 +45,24 @@ def graft(
     left, right = read(a), read(b)
     prefixes = block_prefixes([*left.tensors, *right.tensors])
     _check_choice(attention_of, first_blocks, len(prefixes))
-    for side in (left, right) if first_blocks is not None else ():
-        if side.metadata.get("depth", str(len(prefixes))) != str(len(prefixes)):
-            raise HandoffError(
-                f"trunk {label(side)} is of a model with {side.metadata['depth']} blocks, of which "
-                f"{len(prefixes)} are there, so first_blocks cannot count them. Use whole trunks."
-            )
+    if first_blocks is not None:
+        _check_whole(left, len(prefixes))
+        _check_whole(right, len(prefixes))
     _check_alike(left, right)
-    names = list(dict.fromkeys([*left.tensors, *right.tensors]))
-    other: dict[str, Side] = {"A": "B", "B": "A"}
     trunks = {"A": left, "B": right}
-
-    def owner(name: str) -> Side:
+    owners: dict[str, Side] = {}
+    for name in dict.fromkeys([*left.tensors, *right.tensors]):
         place = place_of(name, prefixes)
         if first_blocks is not None:
-            return "A" if (place.block or 0) < first_blocks else "B"
-        side: Side = attention_of or "A"
-        if place.component == "fused" and not _same(left, right, name):
-            raise HandoffError(
-                f"{name!r} serves attention and MLP at once and cannot be taken from two trunks. "
-                "Use first_blocks for this model."
-            )
+            owners[name] = "A" if (place.block or 0) < first_blocks else "B"
+            continue
+        if place.component == "fused":
+            _check_same(left, right, name)
         is_end = place.component == "outside" and place.block == len(prefixes) - 1
-        return other[side] if place.component == "mlp" or is_end else side
-
-    owners = {name: owner(name) for name in names}
+        follows_mlp = place.component == "mlp" or is_end
+        owners[name] = "A" if (attention_of == "A") != follows_mlp else "B"
     lacking = [n for n, side in owners.items() if n not in trunks[side].tensors]
-    for name in lacking:
-        if not trunks[owners[name]].is_partial:
-            raise HandoffError(f"trunk {label(trunks[owners[name]])} lacks {name!r}. Use another.")
+    _check_complete({name: trunks[owners[name]] for name in lacking})
     tensors = {n: trunks[s].tensors[n] for n, s in owners.items() if n not in lacking}
     kept = ("model", "model_args", "depth", "num_heads", "grid", "n_tokens", "norm_eps")
     facts = {key: left.metadata[key] for key in kept if key in left.metadata}
@@ -104,6 +93,14 @@ def _check_choice(attention_of: str | None, first_blocks: int | None, depth: int
         )
 
 
+def _check_whole(side: Trunk, n_blocks: int) -> None:
+    if side.metadata.get("depth", str(n_blocks)) != str(n_blocks):
+        raise HandoffError(
+            f"trunk {label(side)} is of a model with {side.metadata['depth']} blocks, of which "
+            f"{n_blocks} are there, so first_blocks cannot count them. Use whole trunks."
+        )
+
+
 def _check_alike(left: Trunk, right: Trunk) -> None:
     for key in ("depth", "num_heads"):
         ours, theirs = left.metadata.get(key), right.metadata.get(key)
@@ -124,6 +121,16 @@ def _check_alike(left: Trunk, right: Trunk) -> None:
             )
 
 
-def _same(left: Trunk, right: Trunk, name: str) -> bool:
+def _check_complete(lacking: dict[str, Trunk]) -> None:
+    for name, trunk in lacking.items():
+        if not trunk.is_partial:
+            raise HandoffError(f"trunk {label(trunk)} lacks {name!r}. Use another.")
+
+
+def _check_same(left: Trunk, right: Trunk, name: str) -> None:
     a, b = left.tensors.get(name), right.tensors.get(name)
-    return a is not None and b is not None and a.dtype == b.dtype and torch.equal(a, b)
+    if a is None or b is None or a.dtype != b.dtype or not torch.equal(a, b):
+        raise HandoffError(
+            f"{name!r} serves attention and MLP at once and cannot be taken from two trunks. "
+            "Use first_blocks for this model."
+        )

@@ -44,6 +44,14 @@ def inherit(*trunks: Trunk) -> dict[str, str]:
     return {**reached, **total}
 
 
+def facts_of(source: Trunk) -> dict[str, str]:
+    """Returns the metadata of tensors made of a trunk's own, name by name: its shape and past."""
+    kept = ("model", "model_args", "depth", "num_heads", "grid", "n_tokens", "norm_eps", "partial")
+    facts = {key: source.metadata[key] for key in kept if key in source.metadata}
+    made_from = {"made_from": label(source), "made_from_sha256": source.sha256}
+    return {**facts, **inherit(source), **made_from}
+
+
 #: Verdicts of `verdict.judge`.
 _BEST_LAST = ("not learned", "saturated early", "learned")
 _REACHED = ("verdict", "hidden_accuracy_percent", "chance_percent", "order_blind_percent")

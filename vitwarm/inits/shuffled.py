@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitwarm.errors import HandoffError
-from vitwarm.inits.made import Made, inherit, label, read
+from vitwarm.inits.made import Made, facts_of, label, read
 from vitwarm.seeding import numpy_rng
 from vitwarm.trunk import Trunk, choose_names
 from vitwarm.trunk.select import Blocks, Scope
@@ -100,10 +100,7 @@ def _made(source: Trunk, chosen: set[str], shuffled: Any) -> Made:
         name: shuffled(name, tensor) if name in chosen else tensor
         for name, tensor in source.tensors.items()
     }
-    kept = ("model", "model_args", "depth", "num_heads", "grid", "n_tokens", "norm_eps", "partial")
-    facts = {key: source.metadata[key] for key in kept if key in source.metadata}
-    made_from = {"made_from": label(source), "made_from_sha256": source.sha256}
-    return Made(tensors, {**facts, **inherit(source), **made_from})
+    return Made(tensors, facts_of(source))
 
 
 def _permute_groups(tensor: Tensor, n_groups: int, seed: int, name: str) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import zlib
 from collections import Counter
 from typing import Any
 
@@ -22,8 +23,11 @@ from vitwarm.report.facts import (
     Point,
     Saving,
 )
-from vitwarm.report.gather import Kind, Section, Trial
 from vitwarm.report.lines import converge, describe_warmups, to_line
+from vitwarm.report.trials import Kind, Section, Trial
+
+#: Colours of the arms that most sweeps have.
+_COLORS = {"default": 0, "dyck": 1, "shuffled": 2, "mimetic": 3, "longer": 4}
 
 
 def analyse(section: Section) -> Analysis:
@@ -32,8 +36,9 @@ def analyse(section: Section) -> Analysis:
     _fill_sizes(trials)
     problems = list(section.problems)
     records = [trial.record for trial in trials if trial.record and trial.state == "finished"]
-    arms = _describe_arms(trials)
-    sizes = sorted({t.n_images for t in trials if t.n_images})
+    compared = trials if section.compared else []
+    arms = _describe_arms(compared)
+    sizes = sorted({t.n_images for t in compared if t.n_images})
     cells = [
         cell for arm in arms for size in sizes if (cell := _cell(arm.label, size, trials, problems))
     ]
@@ -56,13 +61,14 @@ def analyse(section: Section) -> Analysis:
         matched_images=[],
         matched_total=[],
         savings=[],
-        convergence=[line for trial in trials if (line := converge(trial))],
+        convergence=[line for trial in compared if (line := converge(trial))],
         warmups=describe_warmups(section),
         runs=[to_line(trial) for trial in trials],
         subsets=_subsets(records),
         problems=problems,
     )
-    _check_comparable(records, problems)
+    if section.compared:
+        _check_comparable(records, problems)
     if reference is None:
         return analysis
     done = _finished(trials)
@@ -112,12 +118,15 @@ def _fill_sizes(trials: list[Trial]) -> None:
 
 def _describe_arms(trials: list[Trial]) -> list[Arm]:
     arms = []
-    for label in dict.fromkeys(trial.arm for trial in trials):
+    labels = list(dict.fromkeys(trial.arm for trial in trials))
+    colors = choose_colors(labels)
+    for label in labels:
         own = [trial for trial in trials if trial.arm == label]
         records = [trial.record for trial in own if trial.record]
         arms.append(
             Arm(
                 label=label,
+                color=colors[label],
                 kind=own[0].kind,
                 longer_than=own[0].longer_than,
                 warmup_samples=_one(record.warmup_samples for record in records),
@@ -125,6 +134,20 @@ def _describe_arms(trials: list[Trial]) -> list[Arm]:
             )
         )
     return arms
+
+
+def choose_colors(labels: list[str]) -> dict[str, int]:
+    """Returns a number per arm that depends on its label alone while no two want the same one."""
+    found: dict[str, int] = {}
+    for label in sorted(labels, key=lambda label: (label not in _COLORS, label)):
+        wanted = _COLORS.get(label, 1 + zlib.crc32(label.encode("utf-8", "replace")) % 8)
+        around = [*range(wanted, 9), *range(1, wanted)]
+        taken = set(found.values())
+        found[label] = next(
+            color for turn in range(len(labels) + 1) for place in around
+            if (color := place + 9 * turn) not in taken
+        )  # fmt: skip
+    return found
 
 
 def _choose_reference(arms: list[Arm]) -> str | None:

@@ -1,4 +1,4 @@
-"""The report's numbers: intervals, paired differences, and what a curve says. numpy only.
+"""The report's numbers: intervals, paired differences, and what a curve says.
 
 Three rules hold everywhere: an interval needs three seeds (Student t; a bootstrap over three values
 is just their range and covers 75 %), a quantity read off a curve gets a bootstrap interval from six
@@ -7,13 +7,13 @@ seeds on, and a curve is read only inside what was measured; outside it there is
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 #: Seeds below which a mean gets no interval, and a curve's reading no bootstrap.
 MIN_SEEDS_INTERVAL = 3
@@ -67,32 +67,14 @@ class EqualAccuracy:
     """Ends of the bootstrap interval over seeds; None below six seeds."""
 
 
-@functools.cache
 def t_quantile(p: float, df: float) -> float:
-    """Returns the quantile of Student's t distribution.
+    """Returns the quantile of Student's t distribution: t with P(T <= t) = p.
 
     Args:
         p: probability in (0, 1).
         df: degrees of freedom, above 0.
-    Returns: t with P(T <= t) = p, to about ten digits.
     """
-    if not 0 < p < 1 or not df > 0:
-        raise ValueError(f"t_quantile needs p in (0, 1) and df > 0, not p={p}, df={df}")
-    if p == 0.5:
-        return 0.0
-    if p < 0.5:
-        return -t_quantile(1 - p, df)
-    tail = 1 - p
-    high = 1.0
-    while _t_tail(high, df) > tail:
-        high *= 2
-    low = 0.0
-    for _ in range(200):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if _t_tail(middle, df) > tail else (low, middle)
-    return (low + high) / 2
+    return float(stdtrit(df, p))
 
 
 def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> Interval:
@@ -236,33 +218,3 @@ def _to_reading(value: float, sizes: np.ndarray, fitted: bool) -> Reading:
     if value == np.inf:
         return Reading(float(sizes[-1]), ">", fitted)
     return Reading(float(value), "=", fitted)
-
-
-def _t_tail(t: float, df: float) -> float:
-    """P(T > t) for t >= 0: half the regularised incomplete beta function at df / (df + t^2)."""
-    return 0.5 * _beta_share(df / (df + t * t), df / 2, 0.5)
-
-
-def _beta_share(x: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function I_x(a, b), by Lentz's continued fraction."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly; the mirror image does not
-        return 1.0 - _beta_share(1 - x, b, a)
-    log_front = (
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    )
-    tiny = 1e-300
-    c, d = 1.0, 1.0 / (1.0 - (a + b) * x / (a + 1) or tiny)
-    fraction = d
-    for m in range(1, 500):
-        for top in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1.0 / (1.0 + top * d or tiny)
-            c = 1.0 + top / c or tiny
-            fraction *= c * d
-        if abs(c * d - 1) < 1e-15:
-            break
-    return math.exp(log_front) * fraction / a

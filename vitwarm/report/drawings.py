@@ -1,203 +1,209 @@
-"""The page's pictures, drawn from an analysis: inline SVG in the page's own colours."""
+"""The report's pictures, drawn once from an analysis: for the page, for phones, and as files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
 
 from vitwarm.report.curves import Interval, Reading
 from vitwarm.report.facts import Analysis, Difference, Saving
-from vitwarm.report.svg import (
-    Panel,
-    Scale,
-    marker,
-    path,
-    ratio_ticks,
-    spread,
-    tick_text,
-    ticks,
-    whisker,
-)
+from vitwarm.report.panel import Panel, Scale, ratio_ticks, spread, tick_text, ticks
 from vitwarm.report.words import count, interval, percent, plus_minus, reading, signed
 
 WIDE, HALF, NARROW = 1040, 520, 360
 #: Pixels between neighbouring arms at one size, so that their intervals stand side by side.
 DODGE = 6.0
+_SIZES = "training images (distinct, log scale)"
 
 
-def draw_accuracy(analysis: Analysis, width: int) -> str:
+def draw_all(analysis: Analysis) -> Iterator[tuple[str, int, Callable[[int], Panel]]]:
+    """Yields every picture that a section has: its name, its width, and what draws it."""
+    if any(cell.points for cell in analysis.cells):
+        yield "accuracy", WIDE, lambda width: draw_accuracy(analysis, width)
+    if analysis.matched_images:
+        yield "differences", HALF, lambda width: draw_differences(analysis, width)
+    if any(saving.told is not False for saving in analysis.savings):
+        yield "equal_accuracy", HALF, lambda width: draw_savings(analysis, width)
+    if analysis.matched_total:
+        yield "matched_total", HALF, lambda width: draw_differences(analysis, width, total=True)
+    for size in sorted({c.n_images for c in analysis.convergence if c.n_images and c.images_seen}):
+        yield f"convergence_{size}", NARROW, lambda _, n=size: draw_convergence(analysis, n)  # type: ignore[misc]
+    if any(line.curve_steps for line in analysis.warmups):
+        yield "warmups", HALF, lambda width: draw_warmups(analysis, width)
+
+
+def draw_accuracy(analysis: Analysis, width: int) -> Panel:
     """Draws top-1 against images: every seed, mean and interval, one line per arm."""
     height = 460 if width > 600 else 330
     labelled = width > 600
     longest = max(len(_short(arm.label)) for arm in analysis.arms)
     left, right = 46.0, width - (34 + 7.6 * longest if labelled else 14)
     x = _size_scale(analysis, left, right)
-    y = _value_scale(_all_values(analysis), height, low_limit=0, high_limit=100)
-    panel = Panel(width, height, x, y, left, right)
+    values = [p.value for cell in analysis.cells for p in cell.points]
+    values += _ends(cell.top1 for cell in analysis.cells)
+    y = _value_scale(values, height, low_limit=0, high_limit=100)
+    panel = Panel(width, height, x, y, left, right, "Accuracy against training images")
     panel.y_axis(ticks(y.low, y.high, 7 if labelled else 5), "top-1 accuracy, %")
-    panel.x_axis(_size_ticks(analysis), "training images (distinct, log scale)")
+    panel.x_axis(_size_ticks(analysis), _SIZES)
     ends = []
-    for index, arm in enumerate(analysis.arms):
-        content, line = [], []
-        for cell in (c for c in analysis.cells if c.arm == arm.label and c.top1):
-            at = x(cell.n_images) + _dodge(index, len(analysis.arms))
-            assert cell.top1 is not None
-            line.append((at, y(cell.top1.mean)))
+    for place, arm in enumerate(analysis.arms):
+        cells = [(c, c.top1) for c in analysis.cells if c.arm == arm.label and c.top1]
+        ats = [x(c.n_images) + _dodge(place, analysis, right - left) for c, _ in cells]
+        panel.curve(arm.color, [(at, y(m.mean)) for at, (_, m) in zip(ats, cells, strict=True)])
+        for at, (cell, mean) in zip(ats, cells, strict=True):
             where = f"{arm.label} · {count(cell.n_images)} images"
-            content += [
-                marker(index, at, y(p.value), size=3, css="seed",
-                       tip=f"{where} · seed {p.seed}: {percent(p.value, 2)} %")
-                for p in cell.points
-            ]  # fmt: skip
-            content.append(
-                _interval(index, at, y, cell.top1, f"{where}: {plus_minus(cell.top1)} %")
-            )
-        panel.arm(index, path(line, index) + "".join(content))
-        if line:
-            ends.append((index, arm.label, *line[-1]))
+            for p in cell.points:
+                tip = f"{where} · seed {p.seed}: {percent(p.value, 2)} %"
+                panel.marker(arm.color, at, y(p.value), tip=tip)
+            _mean(panel, arm.color, at, mean, f"{where}: {plus_minus(mean)} %")
+        if cells:
+            ends.append((arm, ats[-1], y(cells[-1][1].mean)))
     if labelled:
-        places = spread([end[3] for end in ends], gap=16, low=y.end, high=y.start)
-        for (index, label, at, y_end), place in zip(ends, places, strict=True):
-            panel.arm(
-                index,
-                f'<path class="lead-line" d="M{at + 7:.1f} {y_end:.1f}L{right + 12:.1f} '
-                f'{place:.1f}"/><text class="label" x="{right + 16:.1f}" y="{place + 4:.1f}">'
-                f"{_short(label)}</text>",
-            )
-    return panel.render("Accuracy against training images", _accuracy_words(analysis))
+        places = spread([end[2] for end in ends], gap=16, low=y.end, high=y.start)
+        for (arm, at, y_end), place_y in zip(ends, places, strict=True):
+            panel.line_at(at + 7, y_end, right + 12, place_y, "lead-line", arm.color)
+            label = _short(arm.label)
+            panel.text(right + 16, place_y + 4, label, css="label", arm=arm.color)
+    panel.words = "; ".join(
+        f"{cell.arm} with {count(cell.n_images)} images {plus_minus(cell.top1)} %"
+        for cell in analysis.cells
+        if cell.top1
+    )
+    return panel
 
 
-def draw_differences(
-    analysis: Analysis, found: Sequence[Difference], title: str, width: int
-) -> str:
-    """Draws paired differences against images: every pair, mean and interval, zero marked."""
+def draw_differences(analysis: Analysis, width: int, *, total: bool = False) -> Panel:
+    """Draws paired differences against images: every pair, mean and interval, zero marked.
+
+    Args:
+        total: those at matched total samples, instead of matched images seen.
+    """
+    found = analysis.matched_total if total else analysis.matched_images
     height = 320 if width > 400 else 270
     left, right = 46.0, width - 14.0
     x = _size_scale(analysis, left, right)
     values = [p.value for d in found for p in d.points] + [0.0]
     values += _ends(d.difference for d in found)
     y = _value_scale(values, height)
-    panel = Panel(width, height, x, y, left, right)
+    matched = "total samples" if total else "images seen"
+    panel = Panel(width, height, x, y, left, right, f"Paired differences at matched {matched}")
     panel.y_axis(ticks(y.low, y.high, 5), "difference in top-1, points")
     panel.line_at(left, y(0), right, y(0), "zero")
-    panel.x_axis(_size_ticks(analysis), "training images (distinct, log scale)")
-    labels = [arm.label for arm in analysis.arms]
-    for label in dict.fromkeys(d.arm for d in found):
-        index, content, line = labels.index(label), [], []
-        for one in (d for d in found if d.arm == label):
-            at = x(one.n_images) + _dodge(index, len(labels))
-            where = f"{one.arm} − {one.reference} · {count(one.n_images)} images"
-            line.append((at, y(one.difference.mean)))
-            content += [
-                marker(index, at, y(p.value), size=3, css="seed",
-                       tip=f"{where} · seed {p.seed}: {signed(p.value, 2)}")
-                for p in one.points
-            ]  # fmt: skip
+    panel.x_axis(_size_ticks(analysis), _SIZES)
+    for place, arm in enumerate(analysis.arms):
+        own = [d for d in found if d.arm == arm.label]
+        ats = [x(d.n_images) + _dodge(place, analysis, right - left) for d in own]
+        line = [(at, y(d.difference.mean)) for at, d in zip(ats, own, strict=True)]
+        panel.curve(arm.color, line, "curve thin")
+        for at, one in zip(ats, own, strict=True):
+            where = f"{_difference_name(one)} · {count(one.n_images)} images"
+            for p in one.points:
+                tip = f"{where} · seed {p.seed}: {signed(p.value, 2)}"
+                panel.marker(arm.color, at, y(p.value), tip=tip)
             tip = f"{where}: {interval(one.difference, sign=True)} points"
-            content.append(_interval(index, at, y, one.difference, tip))
-        panel.arm(index, path(line, index, css="curve thin") + "".join(content))
-    words = "; ".join(
+            _mean(panel, arm.color, at, one.difference, tip)
+    panel.words = "; ".join(
         f"{d.arm} at {count(d.n_images)} images {interval(d.difference, sign=True)}" for d in found
     )
-    return panel.render(title, words)
+    return panel
 
 
-def draw_savings(analysis: Analysis, found: Sequence[Saving], width: int) -> str:
-    """Draws the images an arm needs, as a multiple of the reference's, one row per comparison."""
+def draw_savings(analysis: Analysis, width: int) -> Panel:
+    """Draws the images an arm needs, as a multiple of the reference's, one row per comparison.
+
+    Comparisons without a significant difference are left out: there the curves cross by chance.
+    """
+    found = [saving for saving in analysis.savings if saving.told is not False]
     top, row, left = 30, 24, 170 if width > 400 else 126
     letters = 16 if width > 400 else 10
     height = top + row * len(found) + 44
     ratios = [r.images / s.n_images for s in found for r in _readings(s) if r.images is not None]
     low, high = min([*ratios, 0.8]) / 1.12, max([*ratios, 1.25]) * 1.12
     x = Scale(low, high, left, width - 16, is_log=True)
-    panel = Panel(width, height, x, Scale(0, 1, height - 44, top), x.start, x.end)
+    y = Scale(0, 1, height - 44, top)
+    panel = Panel(width, height, x, y, x.start, x.end, "Images needed for equal accuracy")
     panel.text(0, 12, "arm, and the reference's images", css="name")
     shown = ratio_ticks(low, high)
     for value in shown:
         panel.line_at(x(value), top - 6, x(value), height - 44, "zero" if value == 1 else "grid")
     panel.x_axis([(v, f"×{v:g}") for v in shown], "images needed ÷ the reference's images")
-    labels = [arm.label for arm in analysis.arms]
+    colors = {arm.label: arm.color for arm in analysis.arms}
     for place, saving in enumerate(found):
-        index, y = labels.index(saving.arm), top + row * (place + 0.5)
+        arm, y_row = colors[saving.arm], top + row * (place + 0.5)
         where = f"{saving.arm} for {count(saving.n_images)} of {saving.reference}"
-        content = [
-            f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{_short(saving.arm, letters)} · {count(saving.n_images)}</text>"
-        ]
-        content += [
-            _read_mark(panel, index, y, read, saving, 2.6, "seed", f"{where} · seed {seed}")
-            for seed, read in saving.needs.per_seed.items()
-        ]
+        label = f"{_short(saving.arm, letters)} · {count(saving.n_images)}"
+        panel.text(left - 8, y_row + 4, label, anchor="end", arm=arm)
+        for seed, read in saving.needs.per_seed.items():
+            _read_mark(panel, arm, y_row, read, saving, f"{where} · seed {seed}")
         ends = [end.images for end in (saving.needs.low, saving.needs.high) if end]
         known = [x(end / saving.n_images) for end in ends if end is not None]
         if len(known) == 2:
-            content.append(f'<path class="whisker" d="M{known[0]:.1f} {y:.1f}H{known[1]:.1f}"/>')
-        content.append(
-            _read_mark(panel, index, y, saving.needs.estimate, saving, 4.6, "mean", where)
-        )
-        panel.arm(index, "".join(content))
-    words = "; ".join(
+            panel.line_at(known[0], y_row, known[1], y_row, "whisker", arm)
+        _read_mark(panel, arm, y_row, saving.needs.estimate, saving, where, is_mean=True)
+    panel.words = "; ".join(
         f"{s.arm} needs {reading(s.needs.estimate)} for the {percent(s.accuracy)} % of "
         f"{s.reference} with {count(s.n_images)}" for s in found
     )  # fmt: skip
-    return panel.render("Images needed for equal accuracy", words)
+    return panel
 
 
-def draw_convergence(analysis: Analysis, n_images: int) -> str:
+def draw_convergence(analysis: Analysis, n_images: int) -> Panel:
     """Draws accuracy while training at one size: thin lines are seeds, thick ones their mean."""
     width, height = 360, 260
     curves = [c for c in analysis.convergence if c.n_images == n_images and c.images_seen]
     x = Scale(0, max(c.images_seen[-1] for c in curves), 46, width - 12)
     y = _value_scale([v for c in curves for v in c.top1], height, low_limit=0, high_limit=100)
-    panel = Panel(width, height, x, y, x.start, x.end)
+    title = f"Convergence with {count(n_images)} images"
+    panel = Panel(width, height, x, y, x.start, x.end, title)
     panel.y_axis(ticks(y.low, y.high, 4), f"top-1 with {count(n_images)} images, %")
     at = ticks(0, x.high, 4)
     panel.x_axis([(v, _compact(v, at)) for v in at], "images seen")
-    for index, arm in enumerate(analysis.arms):
+    for arm in analysis.arms:
         own = [c for c in curves if c.arm == arm.label]
-        content = [
-            path([(x(s), y(v)) for s, v in zip(c.images_seen, c.top1, strict=True)], index, "trace")
-            for c in own
-        ]
-        if len(own) > 1 and len({tuple(c.images_seen) for c in own}) == 1:
+        for c in own:
+            points = [(x(s), y(v)) for s, v in zip(c.images_seen, c.top1, strict=True)]
+            panel.curve(arm.color, points, "trace")
+        if len({tuple(c.images_seen) for c in own}) == 1:
             means = [sum(v) / len(own) for v in zip(*(c.top1 for c in own), strict=True)]
             line = [(x(s), y(v)) for s, v in zip(own[0].images_seen, means, strict=True)]
-            content.append(path(line, index))
-        if own:
-            panel.arm(index, "".join(content))
-    last = ", ".join(
+            panel.curve(arm.color, line)
+    panel.words = ", ".join(
         f"{arm.label} ends at {plus_minus(cell.top1)} %"
         for arm in analysis.arms
         if (cell := analysis.cell(arm.label, n_images)) and cell.top1
     )
-    return panel.render(f"Convergence with {count(n_images)} images", last)
+    return panel
 
 
-def draw_warmups(analysis: Analysis, width: int) -> str:
+def draw_warmups(analysis: Analysis, width: int) -> Panel:
     """Draws the accuracy on hidden tokens while warming up, and chance as a dotted line."""
     height = 300 if width > 400 else 260
     lines = [line for line in analysis.warmups if line.curve_steps]
     x = Scale(0, max(line.curve_steps[-1] for line in lines), 46, width - 14)
     y = Scale(0, 100, height - 44, 28)
-    panel = Panel(width, height, x, y, x.start, x.end)
-    panel.y_axis(ticks(0, 100, 5), "hidden tokens right, %")
+    title = "Accuracy on hidden tokens during the warm-ups"
+    panel = Panel(width, height, x, y, x.start, x.end, title)
+    panel.y_axis(ticks(0, 100, 5), "accuracy on hidden tokens, %")
     at = ticks(0, x.high, 5)
     panel.x_axis([(v, _compact(v, at)) for v in at], "warm-up steps")
-    labels = [arm.label for arm in analysis.arms]
+    colors = {arm.label: arm.color for arm in analysis.arms}
     for line in lines:
-        index = next((labels.index(arm) for arm in line.arms if arm in labels), 0)
+        arm = next((colors[label] for label in line.arms if label in colors), 0)
         points = zip(line.curve_steps, line.curve_percent, strict=True)
-        content = path([(x(step), y(value)) for step, value in points], index)
+        panel.curve(arm, [(x(step), y(value)) for step, value in points])
         if line.chance_percent is not None:
             chance = y(line.chance_percent)
-            content += f'<path class="chance" d="M{x.start:.1f} {chance:.1f}H{x.end:.1f}"/>'
-        panel.arm(index, content)
-    words = "; ".join(
+            panel.line_at(x.start, chance, x.end, chance, "chance", arm)
+    panel.words = "; ".join(
         f"{' and '.join(line.arms) or line.rule} seed {line.seed} ends at "
         f"{percent(line.hidden_accuracy_percent)} %, chance {percent(line.chance_percent)} %"
         for line in lines
     )
-    return panel.render("Accuracy on hidden tokens during the warm-ups", words)
+    return panel
+
+
+def _difference_name(found: Difference) -> str:
+    return f"{found.arm} − {found.reference}"
 
 
 def _size_scale(analysis: Analysis, left: float, right: float) -> Scale:
@@ -227,27 +233,23 @@ def _value_scale(
     )
 
 
-def _all_values(analysis: Analysis) -> list[float]:
-    values = [p.value for cell in analysis.cells for p in cell.points]
-    return values + _ends(cell.top1 for cell in analysis.cells)
-
-
 def _ends(intervals: Iterable[Interval | None]) -> list[float]:
     """Ends of the intervals, which the axis must hold as well."""
     pairs = [(i.low, i.high) for i in intervals if i is not None]
     return [end for pair in pairs for end in pair if end is not None]
 
 
-def _dodge(index: int, n: int) -> float:
-    return (index - (n - 1) / 2) * DODGE
+def _dodge(place: int, analysis: Analysis, room: float) -> float:
+    """Pixels by which an arm stands beside its size; arms at the only size share all the room."""
+    n = len(analysis.arms)
+    step = DODGE if len(analysis.sizes) > 1 else min(90.0, 0.8 * room / n)
+    return (place - (n - 1) / 2) * step
 
 
-def _interval(index: int, at: float, y: Scale, value: Interval, tip: str) -> str:
-    drawn = ""
+def _mean(panel: Panel, arm: int, at: float, value: Interval, tip: str) -> None:
     if value.low is not None and value.high is not None:
-        low, high = max(value.low, y.low), min(value.high, y.high)
-        drawn = whisker(at, y(low), y(high))
-    return drawn + marker(index, at, y(value.mean), size=4.6, css="mean", tip=tip)
+        panel.whisker(arm, at, value.low, value.high)
+    panel.marker(arm, at, panel.y(value.mean), tip=tip, is_mean=True)
 
 
 def _readings(saving: Saving) -> list[Reading]:
@@ -256,24 +258,20 @@ def _readings(saving: Saving) -> list[Reading]:
 
 
 def _read_mark(
-    panel: Panel, index: int, y: float, read: Reading, saving: Saving, size: float, css: str,
-    where: str,
-) -> str:  # fmt: skip
+    panel: Panel, arm: int, y: float, read: Reading, saving: Saving, where: str, *,
+    is_mean: bool = False,
+) -> None:  # fmt: skip
     """A marker for a number, an arrow outward for a bound, nothing where it is undetermined."""
     if read.images is None:
-        return ""
+        return
+    ways: dict[str, Literal["", "left", "right"]] = {"<": "left", ">": "right"}
     x, tip = panel.x(read.images / saving.n_images), f"{where}: {reading(read)}"
-    if read.bound == "=":
-        return marker(index, x, y, size=size, css=css, tip=tip)
-    way = 1.6 * size if read.bound == ">" else -1.6 * size
-    return (
-        f'<path class="arrow {css}" data-tip="{escape(tip)}" d="M{x:.1f} {y - size:.1f}'
-        f'l{way:.1f} {size:.1f}l{-way:.1f} {size:.1f}z"/>'
-    )
+    panel.marker(arm, x, y, tip=tip, is_mean=is_mean, way=ways.get(read.bound, ""))
 
 
 def _short(text: str, n: int = 22) -> str:
-    return escape(text if len(text) <= n else text[: n - 1] + "…")
+    """Cut in the middle: arms of a sweep differ at their ends."""
+    return text if len(text) <= n else f"{text[: n // 3]}…{text[n // 3 + 1 - n :]}"
 
 
 def _compact(value: float, at: Sequence[float]) -> str:
@@ -283,11 +281,3 @@ def _compact(value: float, at: Sequence[float]) -> str:
         if at[-1] >= size * 2:
             return tick_text(value / size, step / size) + (letter if value else "")
     return tick_text(value, step)
-
-
-def _accuracy_words(analysis: Analysis) -> str:
-    return "; ".join(
-        f"{cell.arm} with {count(cell.n_images)} images {plus_minus(cell.top1)} %"
-        for cell in analysis.cells
-        if cell.top1
-    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitwarm.report.curves import EqualAccuracy, Interval
-from vitwarm.report.gather import Kind
+from vitwarm.report.trials import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class Arm:
     longer_than: str | None
     warmup_samples: int | None
     """Samples of its warm-up; None without one, or where its seeds differ."""
+    color: int
+    """Its colour, marker and dashes: by its label, the same in every report where it can be."""
     verdicts: dict[str, int]
     """Verdict of the warm-up -> number of trainings that start from one."""
 
@@ -72,7 +74,7 @@ class Saving:
     """The reference's mean, percent, over the seeds used."""
     needs: EqualAccuracy
     told: bool | None
-    """Whether the arms' paired difference with `n_images` is told from zero; None: too few seeds.
+    """Whether the arms' paired difference with `n_images` is significant; None: too few seeds.
     Only then does the reading mean a saving: a flat curve turns noise into any number of images."""
 
 

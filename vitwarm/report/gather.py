@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,63 +16,24 @@ from omegaconf import OmegaConf
 
 from vitwarm.errors import ReportError
 from vitwarm.records import FoundRun, Record, read_runs
+from vitwarm.report.trials import Kind, Section, Trial, Warmup, to_trial, to_warmup
 
-State = Literal["finished", "unfinished", "failed", "refused", "missing", "left out"]
-Kind = Literal["cold", "init", "warm", "longer"]
-
+_MATCHES: dict[str, Literal["steps", "epochs"]] = {"steps": "steps", "epochs": "epochs"}
+_SEEDS: dict[str, Literal["shared", "paired"]] = {"shared": "shared", "paired": "paired"}
+#: What reading a file that somebody else wrote, or that is damaged, may raise.
+_NOT_OURS = (
+    ValueError, TypeError, KeyError, AttributeError, OSError, OverflowError, RecursionError,
+)  # fmt: skip
+#: Runs that agree with no other from which on they share one table instead of a section each.
+MANY_ALONE = 8
 #: Fields of a training's config in which the runs of one section may differ.
 FREE_FIELDS = ("name", "extends", "seed", "arm", "match", "handoff", "run")
 
 
-@dataclass(kw_only=True)
-class Trial:
-    """One image training that should be in a section, whether it finished or not."""
-
-    arm: str
-    kind: Kind
-    seed: int
-    fraction: float | None
-    n_images: int | None
-    """Distinct images of its fraction."""
-    state: State
-    reason: str = ""
-    """Why it is not finished, or left out."""
-    folder: Path | None = None
-    record: Record | None = None
-    longer_than: str | None = None
-    """For `longer`: the arm whose warm-up's samples were added to the images seen."""
-    verdict: str | None = None
-    """On the warm-up that it starts from."""
-
-
-@dataclass(kw_only=True)
-class Warmup:
-    """One warm-up, and the arms that start from it."""
-
-    arms: list[str]
-    seed: int
-    state: State
-    reason: str = ""
-    folder: Path | None = None
-    record: Record | None = None
-
-
-@dataclass(kw_only=True)
-class Section:
-    """Runs that may be compared: one sweep at one setting, or runs of equal configs."""
-
-    title: str
-    match: Literal["steps", "epochs"] | None
-    warmup_seeds: Literal["shared", "paired"] | None
-    setting: dict[str, Any] = field(default_factory=dict)
-    """What this section of a sweep holds fixed and its sisters do not."""
-    trials: list[Trial] = field(default_factory=list)
-    warmups: list[Warmup] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-
 def gather(roots: Sequence[str | Path]) -> list[Section]:
     """Reads everything at or below the roots.
+
+    What is damaged, or not of this project, is named in a last section and otherwise left out.
 
     Args:
         roots: folders of runs, single run folders, or a sweep's folder.
@@ -83,17 +43,32 @@ def gather(roots: Sequence[str | Path]) -> list[Section]:
     runs = {run.path.resolve(): run for run in read_runs(*roots)}
     sections: list[Section] = []
     claimed: set[Path] = set()
+    damage: list[str] = []
     for path in _find_manifests(roots):
-        sections += _read_sweep(path, runs, claimed)
-    rest = [run for path, run in runs.items() if path not in claimed]
-    sections += _group_others(rest)
+        try:
+            found, mine = _read_sweep(path, runs)
+        except _NOT_OURS as error:
+            damage.append(
+                f"{path} is not a sweep manifest ({_first_line(error)}). Start the sweep again; it "
+                "writes a new one and runs nothing twice."
+            )
+            continue
+        sections += found
+        claimed |= mine
+    sections += _group_others([run for path, run in runs.items() if path not in claimed], damage)
+    damage += [_name_damage(run) for run in runs.values() if run.damage]
     if not any(section.trials or section.warmups for section in sections):
+        if damage:
+            raise ReportError(f"There is nothing to report on: {' '.join(damage)}")
         raise ReportError(
             f"There are no runs in {', '.join(map(str, roots))}. "
             "Give the folder that `vitwarm sweep` or `vitwarm train` wrote to (run.root)."
         )
     for section in sections:
-        _leave_out_doubles(section)
+        if section.compared:
+            _leave_out_doubles(section)
+    if damage:
+        sections.append(Section(title="Left out", match=None, warmup_seeds=None, problems=damage))
     return sections
 
 
@@ -109,15 +84,12 @@ def _find_manifests(roots: Iterable[str | Path]) -> list[Path]:
     return sorted(path for path in found if path.parent.parent.name == "sweeps")
 
 
-def _read_sweep(path: Path, runs: dict[Path, FoundRun], claimed: set[Path]) -> list[Section]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        rows = [_with_state(path.parent, row) for row in manifest["rows"]]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ReportError(
-            f"{path} is no sweep manifest ({error}). Start the sweep again; it writes a new one "
-            "and runs nothing twice."
-        ) from error
+def _read_sweep(path: Path, runs: dict[Path, FoundRun]) -> tuple[list[Section], set[Path]]:
+    """Returns a sweep's sections, and the folders that belong to it."""
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    rows = [_with_state(path.parent, row) for row in manifest["rows"]]
+    _check_text([manifest, rows])
+    claimed: set[Path] = set()
     sections: dict[str, Section] = {}
 
     def section_of(setting: dict[str, Any]) -> Section:
@@ -126,8 +98,8 @@ def _read_sweep(path: Path, runs: dict[Path, FoundRun], claimed: set[Path]) -> l
             json.dumps(setting, sort_keys=True),
             Section(
                 title=" · ".join([manifest["name"], *words]),
-                match=manifest["match"],
-                warmup_seeds=manifest["warmup_seeds"],
+                match=_MATCHES.get(str(manifest["match"])),
+                warmup_seeds=_SEEDS.get(str(manifest["warmup_seeds"])),
                 setting=setting,
             ),
         )
@@ -138,45 +110,15 @@ def _read_sweep(path: Path, runs: dict[Path, FoundRun], claimed: set[Path]) -> l
         if run is not None:
             claimed.add(run.path.resolve())
         if row["kind"] == "warmup":
-            warmup = _to_warmup(row, run)
+            warmup = to_warmup(row, run)
             verdicts[str(row.get("key"))] = warmup.record.verdict if warmup.record else None
             for setting in row.get("settings") or [{}]:
                 section_of(setting).warmups.append(warmup)
         elif row["kind"] == "train":
-            trial = _to_trial(row, run)
+            trial = to_trial(row, run)
             trial.verdict = trial.verdict or verdicts.get(str(row.get("trunk_of")))
             section_of(row.get("setting") or {}).trials.append(trial)
-    return list(sections.values())
-
-
-def _to_warmup(row: dict[str, Any], run: FoundRun | None) -> Warmup:
-    state, reason = _state_of(run, row)
-    return Warmup(
-        arms=list(row["arms"]),
-        seed=row["seed"],
-        state=state,
-        reason=reason,
-        folder=run.path if run else None,
-        record=run.record if run else None,
-    )
-
-
-def _to_trial(row: dict[str, Any], run: FoundRun | None) -> Trial:
-    state, reason = _state_of(run, row)
-    record = run.record if run else None
-    return Trial(
-        arm=row["arm"],
-        kind=row["arm_kind"],
-        seed=row["seed"],
-        fraction=row.get("fraction"),
-        n_images=row.get("n_images"),
-        state=state,
-        reason=reason,
-        folder=run.path if run else None,
-        record=record,
-        longer_than=row.get("extra_samples_of"),
-        verdict=record.verdict if record else None,
-    )
+    return list(sections.values()), claimed
 
 
 def _with_state(home: Path, row: dict[str, Any]) -> dict[str, Any]:
@@ -184,10 +126,7 @@ def _with_state(home: Path, row: dict[str, Any]) -> dict[str, Any]:
     path = home / "rows" / f"{row.get('key')}.json"
     if not path.is_file():
         return row
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ReportError(f"{path} is no valid JSON ({error}). Delete it.") from error
+    state = json.loads(path.read_text(encoding="utf-8"))
     return {**row, **{name: value for name, value in state.items() if value is not None}}
 
 
@@ -200,63 +139,63 @@ def _find_run(beside: Path, folder: str | None, runs: dict[Path, FoundRun]) -> F
     return runs.get(path)
 
 
-def _state_of(run: FoundRun | None, row: dict[str, Any]) -> tuple[State, str]:
-    if run is not None and run.record is not None:
-        if run.record.status == "finished":
-            return "finished", ""
-        return "unfinished", "stopped before its end"
-    if run is not None and run.failure is not None:
-        return "failed", str(run.failure.get("message", "failed"))
-    state, reason = row.get("state", "waiting"), str(row.get("reason") or "")
-    if state in ("failed", "refused"):
-        return state, reason
-    if run is not None:
-        return "unfinished", reason or "started, not finished"
-    return "missing", reason or "not started"
-
-
-def _group_others(runs: list[FoundRun]) -> list[Section]:
-    """Puts runs of no sweep together by what their configs say."""
+def _group_others(runs: list[FoundRun], damage: list[str]) -> list[Section]:
+    """Puts runs of no sweep together by what their configs say; names those that say nothing."""
     sections: dict[str, Section] = {}
     warmups: list[Warmup] = []
     for run in runs:
-        plain = _read_config(run.path)
-        state, reason = _state_of(run, {})
-        record = run.record
-        if "warmup" in plain:
-            warmups.append(
-                Warmup(
-                    arms=[], seed=int(plain.get("seed", 0)), state=state, reason=reason,
-                    folder=run.path, record=record,
-                )
-            )  # fmt: skip
-            continue
-        if "train" not in plain:
-            continue
-        match = plain.get("match")
-        model = plain["train"].get("model")
-        key = json.dumps([match, _comparable(plain)], sort_keys=True, default=str)
-        section = sections.setdefault(
-            key, Section(title=f"{plain.get('name')} · {model}", match=match, warmup_seeds=None)
-        )
-        kind: Kind = "cold"
-        if record is not None and record.trunk_sha256:
-            kind = "warm" if record.warmup_samples else "init"
-        section.trials.append(
-            Trial(
-                arm=arm_of(record) if record else str(plain.get("arm") or "unnamed"), kind=kind,
-                seed=int(plain.get("seed", 0)), fraction=plain.get("data", {}).get("fraction"),
-                n_images=record.n_train_images if record else None, state=state, reason=reason,
-                folder=run.path, record=record, verdict=record.verdict if record else None,
-            )
-        )  # fmt: skip
-    found = list(sections.values())
+        try:
+            plain = _read_config(run.path)
+            if "warmup" in plain:
+                row = {"arms": [], "seed": plain.get("seed", 0)}
+                warmups.append(to_warmup(row, run))
+            elif "train" in plain:
+                key, section, trial = _place(plain, run)
+                sections.setdefault(key, section).trials.append(trial)
+        except _NOT_OURS as error:
+            if not run.damage:
+                damage.append(f"{run.path}: config.yaml cannot be used ({_first_line(error)}).")
+    found = _together(list(sections.values()))
     _number_titles(found)
     if warmups:
         found.append(
             Section(title="Warm-ups of no sweep", match=None, warmup_seeds=None, warmups=warmups)
         )
     return found
+
+
+def _place(plain: dict[str, Any], run: FoundRun) -> tuple[str, Section, Trial]:
+    """Returns what tells the section of a run of no sweep, that section, and the run's trial."""
+    record, model = run.record, plain["train"].get("model")
+    match = _MATCHES.get(str(plain.get("match")))
+    key = json.dumps([match, _comparable(plain)], sort_keys=True, default=str)
+    kind: Kind = "cold"
+    handoff = plain.get("handoff") or {}
+    start = "unnamed" if handoff.get("trunk") or handoff.get("init") else "default"
+    if record is not None and record.trunk_sha256:
+        kind = "warm" if record.warmup_samples else "init"
+    row = {
+        "arm": arm_of(record) if record else str(plain.get("arm") or start),
+        "arm_kind": kind,
+        "seed": plain.get("seed", 0),
+        "fraction": plain["data"].get("fraction"),
+        "n_images": record.n_train_images if record else None,
+    }
+    section = Section(title=f"{plain.get('name')} · {model}", match=match, warmup_seeds=None)
+    return key, section, to_trial(row, run)
+
+
+def _together(sections: list[Section]) -> list[Section]:
+    """Puts many sections of one run each into one that compares nothing."""
+    alone = [section for section in sections if len(section.trials) == 1]
+    if len(alone) < MANY_ALONE:
+        return sections
+    trials = [trial for section in alone for trial in section.trials]
+    one = Section(
+        title="Runs without a counterpart", match=None, warmup_seeds=None, trials=trials,
+        compared=False,
+    )  # fmt: skip
+    return [section for section in sections if len(section.trials) > 1] + [one]
 
 
 def _comparable(plain: dict[str, Any]) -> dict[str, Any]:
@@ -277,11 +216,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
     except Exception as error:  # yaml and OmegaConf raise families of their own
-        first = str(error).splitlines()[0]
-        raise ReportError(
-            f"{folder / 'config.yaml'} is no valid YAML: {first}. Move that folder away."
-        ) from error
+        raise ValueError(_first_line(error)) from error
+    _check_text(plain)
     return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
+def _name_damage(run: FoundRun) -> str:
+    path = str(run.path / "record.json")
+    return run.damage if run.damage.startswith(path) else f"{path}: {run.damage}"
+
+
+def _check_text(plain: Any) -> None:
+    """Raises: UnicodeEncodeError (a ValueError): half a character, which no file can hold."""
+    json.dumps(plain, ensure_ascii=False, default=str).encode("utf-8", "surrogateescape")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error) if isinstance(error, ValueError | OSError) else repr(error)
+    return (text or repr(error)).splitlines()[0]
 
 
 def _leave_out_doubles(section: Section) -> None:

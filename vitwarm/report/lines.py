@@ -7,7 +7,7 @@ from typing import Any
 
 from vitwarm.records import Record, read_metrics
 from vitwarm.report.facts import Convergence, RunLine, WarmupLine
-from vitwarm.report.gather import Section, Trial
+from vitwarm.report.trials import Section, Trial
 
 
 def converge(trial: Trial) -> Convergence | None:
@@ -15,7 +15,7 @@ def converge(trial: Trial) -> Convergence | None:
     if trial.folder is None or trial.record is None or trial.state != "finished":
         return None
     lines = [line for line in read_metrics(trial.folder) if line.get("kind") == "eval"]
-    lines = [line for line in lines if line.get("top1_percent") is not None]
+    lines = [line for line in lines if _percent(line, "top1_percent") is not None]
     steps, seen = trial.record.steps, trial.record.images_seen
     if not lines or not steps or not seen:
         return None
@@ -38,7 +38,7 @@ def describe_warmups(section: Section) -> list[WarmupLine]:
         curve = [
             (int(line["step"]), float(line["hidden_accuracy_percent"]))
             for line in lines
-            if line.get("kind") == "train" and line.get("hidden_accuracy_percent") is not None
+            if line.get("kind") == "train" and _percent(line, "hidden_accuracy_percent") is not None
         ]
         facts = {
             name: getattr(record, name, None)
@@ -65,7 +65,15 @@ def describe_warmups(section: Section) -> list[WarmupLine]:
 
 def _ceiling(record: Record | None) -> float | None:
     found = record.extra.get("ceiling") if record else None
-    return found.get("high_percent") if isinstance(found, dict) else None
+    return _percent(found, "high_percent") if isinstance(found, dict) else None
+
+
+def _percent(line: dict[str, Any], name: str) -> float | None:
+    """A percentage that a file of lines holds, or None where it holds something else."""
+    value = line.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value <= 100 else None
 
 
 def _rule_text(record: Record | None) -> str:

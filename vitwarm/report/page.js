@@ -11,6 +11,63 @@ for (const section of document.querySelectorAll("section.report")) {
     });
   }
 }
+// Copies a table for a spreadsheet; saves a picture with its style and legend.
+const tool = (label, place, act) => {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "tool";
+  button.textContent = label;
+  button.addEventListener("click", () => act(button));
+  place.append(button);
+};
+for (const table of document.querySelectorAll(".scroll table")) {
+  tool("Copy", table.caption, async (button) => {
+    const rows = [...table.rows].map((row) => [...row.cells].map((c) => c.textContent.trim()).join("\t"));
+    const area = document.createElement("textarea");
+    area.value = rows.join("\n");
+    document.body.append(area);
+    area.select();
+    const copied = document.execCommand("copy");
+    area.remove();
+    button.textContent = copied ? "Copied" : "Not copied";
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  });
+}
+const addLegend = (picture, section) => {
+  const {width, height} = picture.viewBox.baseVal;
+  let [x, y] = [46, height + 14];
+  for (const button of section.querySelectorAll(".legend button")) {
+    const drawn = picture.querySelector(`[data-arm="${button.dataset.arm}"]`);
+    if (!drawn || picture.querySelector("text.label")) continue;
+    const room = 44 + 7 * button.textContent.length;
+    if (x > 46 && x + room > width) [x, y] = [46, y + 20];
+    const mark = button.querySelector("svg").cloneNode(true);
+    const place = {x, y: y - 7, width: 28, height: 14};
+    for (const [name, value] of Object.entries(place)) mark.setAttribute(name, value);
+    const text = document.createElementNS("http://www.w3.org/2000/svg", "text");
+    text.setAttribute("x", x + 32);
+    text.setAttribute("y", y + 4);
+    text.textContent = button.textContent;
+    picture.append(mark, text);
+    x += room;
+  }
+  picture.setAttribute("viewBox", `-8 -8 ${width + 16} ${y + 22}`);
+};
+for (const figure of document.querySelectorAll("figure[data-name]")) {
+  tool("SVG", figure, () => {
+    const picture = figure.querySelector("svg").cloneNode(true);
+    addLegend(picture, figure.closest("section"));
+    const style = document.createElementNS("http://www.w3.org/2000/svg", "style");
+    style.textContent = document.getElementById("picture").textContent;
+    picture.prepend(style);
+    const text = new XMLSerializer().serializeToString(picture);
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], {type: "image/svg+xml"}));
+    link.download = `${figure.closest("section").id}-${figure.dataset.name}.svg`;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+}
 const number = (text) => {
   const found = text.replaceAll(",", "").replace("−", "-").match(/-?[0-9.]+/);
   return found ? parseFloat(found[0]) : NaN;

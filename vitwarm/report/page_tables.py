@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
+from functools import partial
 from typing import TypeVar
 
 from vitwarm.report.curves import Reading
-from vitwarm.report.facts import Analysis, Difference, Saving
-from vitwarm.report.svg import swatch
+from vitwarm.report.facts import Analysis, Arm, Difference, RunLine, Saving, WarmupLine
 from vitwarm.report.words import (
     cell_note,
     count,
@@ -34,211 +33,220 @@ _VERDICT_CSS = {"learned": "good", "finished": "good", "saturated early": "warn"
 
 @dataclass(frozen=True)
 class Td:
-    """A table cell: ready-made HTML and its class."""
+    """A table cell."""
 
-    html: str
+    text: str
     css: str = ""
+    note: str = ""
+    """Set off behind the text."""
+    arm: int | None = None
+    """Draws the mark of an arm before the text."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: the page, LaTeX and the clipboard show the same one."""
+
+    caption: str
+    heads: list[str]
+    rows: list[list[Td]]
+    sortable: bool = False
+
+    @property
+    def left(self) -> list[bool]:
+        """For every column, whether it reads from the left."""
+        first = self.rows[0] if self.rows else []
+        return [cell.css.split(" ")[0] in ("left", "wrap") for cell in first]
+
+    @property
+    def is_tall(self) -> bool:
+        """Whether it scrolls inside its frame."""
+        return len(self.rows) > TALL_ROWS
 
 
 def text(value: object, css: str = "") -> Td:
-    """Returns a cell with escaped text."""
-    return Td(escape(str(value)), css)
+    """Returns a cell."""
+    return Td(str(value), css)
 
 
 def code(value: str | None) -> Td:
     """Returns a left-aligned cell in a typewriter face."""
-    return Td(f"<code>{escape(value or '–')}</code>", "left")
+    return Td(value or "–", "left code")
 
 
 def table(
     caption: str,
-    heads: Sequence[str],
-    rows: Sequence[Sequence[Td]],
+    lines: Sequence[T],
+    columns: Sequence[tuple[str, Callable[[T], Td]]],
     *,
     sortable: bool = False,
     drop_empty: bool = False,
-) -> str:
-    """Returns a table in a frame that scrolls sideways on its own.
+) -> Table:
+    """Returns a table of one row per line.
 
     Args:
+        columns: heading and what makes a line's cell.
         drop_empty: leave out columns in which no row has anything.
     """
-    keep = [i for i in range(len(heads)) if not drop_empty or any(row[i].html for row in rows)]
-    left = {i for i in keep if rows and rows[0][i].css.split(" ")[0] in ("left", "wrap")}
-    head = "".join(
-        f'<th scope="col"{_css("left" if i in left else "")}>{escape(heads[i])}</th>' for i in keep
-    )
-    body = "".join(
-        "<tr>" + "".join(f"<td{_css(row[i].css)}>{row[i].html}</td>" for i in keep) + "</tr>"
-        for row in rows
-    )
-    frame = "scroll tall" if len(rows) > TALL_ROWS else "scroll"
-    return (
-        f'<div class="{frame}" tabindex="0" role="region" aria-label="{escape(caption)}">'
-        f"<table{_css('sortable' if sortable else '')}><caption>{escape(caption)}</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    rows = [[cell(line) for _, cell in columns] for line in lines]
+    keep = [i for i in range(len(columns)) if not drop_empty or any(row[i].text for row in rows)]
+    heads = [columns[i][0] for i in keep]
+    return Table(caption, heads, [[row[i] for i in keep] for row in rows], sortable)
 
 
-def accuracy_table(analysis: Analysis) -> str:
+def accuracy_table(analysis: Analysis) -> Table:
     """Returns top-1 by arm and number of images."""
     fractions = {cell.n_images: cell.fraction for cell in analysis.cells}
-    heads = ["arm"]
+
+    def cell_at(arm: Arm, size: int) -> Td:
+        cell = analysis.cell(arm.label, size)
+        return Td(plus_minus(cell.top1), note=cell_note(cell)) if cell else Td("")
+
+    columns: list[tuple[str, Callable[[Arm], Td]]] = [
+        ("arm", lambda arm: Td(arm.label, "left", arm=arm.color))
+    ]
     for size in analysis.sizes:
-        part = share(fractions.get(size))
-        heads.append(f"{count(size)} images" + (f" ({part})" if part else ""))
-    rows = []
-    for i, arm in enumerate(analysis.arms):
-        row = [Td(f"{swatch(i)} {escape(arm.label)}", "left")]
-        for size in analysis.sizes:
-            cell = analysis.cell(arm.label, size)
-            note = f' <span class="warn">{cell_note(cell)}</span>' if cell and cell.missing else ""
-            row.append(Td(plus_minus(cell.top1) + note if cell else ""))
-        rows.append(row)
-    return table("Top-1 accuracy, %: mean ± half of the 95 % interval.", heads, rows)
+        part = f" ({share(fractions.get(size))})" if fractions.get(size) is not None else ""
+        columns.append((f"{count(size)} images{part}", partial(cell_at, size=size)))
+    caption = "Top-1 accuracy, %: mean ± half the width of the 95 % CI."
+    return table(caption, analysis.arms, columns)
 
 
-def difference_table(found: Sequence[Difference], caption: str) -> str:
+def difference_table(found: Sequence[Difference], caption: str) -> Table:
     """Returns paired differences with their intervals and every pair's value."""
     verdicts = {True: "yes", False: "no", None: "too few seeds"}
-    rows = [
-        [
-            text(f"{line.arm} − {line.reference}", "left"),
-            text(count(line.n_images)),
-            text(interval(line.difference, sign=True)),
-            text(line.difference.n),
-            text(verdicts[line.difference.excludes_zero]),
-            text(_each(sorted(p.value for p in line.points), signed)),
-            text("; ".join(line.unpaired), "wrap"),
-        ]
-        for line in found
+    columns: list[tuple[str, Callable[[Difference], Td]]] = [
+        ("arm − reference", lambda d: text(f"{d.arm} − {d.reference}", "left")),
+        ("images", lambda d: text(count(d.n_images))),
+        ("points (95 % CI)", lambda d: text(interval(d.difference, sign=True))),
+        ("pairs", lambda d: text(d.difference.n)),
+        ("significant", lambda d: text(verdicts[d.difference.excludes_zero])),
+        ("per seed", lambda d: text(_each(sorted(p.value for p in d.points), signed))),
+        ("not paired", lambda d: text("; ".join(d.unpaired), "wrap")),
     ]
-    heads = [
-        "arm − reference", "images", "points (95 % interval)", "pairs", "zero excluded",
-        "per seed", "not paired",
-    ]  # fmt: skip
-    return table(caption, heads, rows, drop_empty=True)
+    return table(caption, found, columns, drop_empty=True)
 
 
-def saving_table(found: Sequence[Saving]) -> str:
+def saving_table(found: Sequence[Saving]) -> Table:
     """Returns the images each arm needs for the reference's accuracies."""
-    rows = []
-    for line in found:
-        needs = line.needs
-        fit = " (isotonic fit)" if needs.estimate.fitted else ""
-        readings = sorted(needs.per_seed.values(), key=_reading_order)
-        ends = ""
-        if needs.low and needs.high:
-            ends = f"{short_reading(needs.low)} to {short_reading(needs.high)}"
-        rows.append(
-            [
-                text(line.arm, "left"),
-                text(count(line.n_images)),
-                text(percent(line.accuracy)),
-                text(reading(needs.estimate)),
-                text(saved(needs.estimate, line.n_images, told=line.told) + fit, "left"),
-                text(ends),
-                text(_each(readings, short_reading)),
-            ]
-        )
-    heads = [
-        "arm", f"images of {found[0].reference}", "its top-1, %", "images the arm needs",
-        "that is", "95 % interval", "per seed",
-    ]  # fmt: skip
-    return table("Images needed for equal accuracy.", heads, rows, drop_empty=True)
+
+    def meaning(saving: Saving) -> Td:
+        fit = " (isotonic fit)" if saving.needs.estimate.fitted else ""
+        said = saved(saving.needs.estimate, saving.n_images, told=saving.told)
+        return text(said + fit, "left")
+
+    def ends(saving: Saving) -> Td:
+        low, high = saving.needs.low, saving.needs.high
+        return text(f"{short_reading(low)} to {short_reading(high)}" if low and high else "")
+
+    def seeds(saving: Saving) -> Td:
+        return text(_each(sorted(saving.needs.per_seed.values(), key=_order), short_reading))
+
+    columns: list[tuple[str, Callable[[Saving], Td]]] = [
+        ("arm", lambda saving: text(saving.arm, "left")),
+        (f"images of {found[0].reference}", lambda saving: text(count(saving.n_images))),
+        ("its top-1, %", lambda saving: text(percent(saving.accuracy))),
+        ("images the arm needs", lambda saving: text(reading(saving.needs.estimate))),
+        ("that is", meaning),
+        ("95 % CI", ends),
+        ("per seed", seeds),
+    ]
+    return table("Images needed for equal accuracy.", found, columns, drop_empty=True)
 
 
-def warmup_table(analysis: Analysis) -> str:
+def warmup_table(analysis: Analysis) -> Table:
     """Returns the warm-ups with what they reached, against chance, and their verdicts."""
-    rows = []
-    for line in analysis.warmups:
-        verdict = line.verdict or line.state
+
+    def verdict(line: WarmupLine) -> Td:
+        said = line.verdict or line.state
         why = f": {line.reason}" if line.reason else ""
-        rows.append(
-            [
-                text(", ".join(line.arms) or "–", "left"),
-                text(line.rule or "–", "left"),
-                text(line.seed),
-                text(count(line.samples)),
-                text(percent(line.hidden_accuracy_percent)),
-                text(percent(line.chance_percent)),
-                text(percent(line.order_blind_percent)),
-                text(percent(line.ceiling_percent)),
-                text("–" if line.hidden_loss is None else f"{line.hidden_loss:.3f}"),
-                text(verdict + why, f"left {_VERDICT_CSS.get(verdict, 'bad')}"),
-                text(count(line.saturated_at_step)),
-                text(_time(line.wall_seconds)),
-                code(line.folder),
-            ]
-        )
-    heads = [
-        "arms", "rule", "seed", "sequences", "hidden tokens right", "chance", "without order",
-        "ceiling", "loss, nats", "verdict", "solved at step", "time", "run",
-    ]  # fmt: skip
-    caption = "Accuracy on hidden tokens of held-out sequences, %."
-    return table(caption, heads, rows, sortable=True)
+        return text(said + why, f"left {_VERDICT_CSS.get(said, 'bad')}")
+
+    columns: list[tuple[str, Callable[[WarmupLine], Td]]] = [
+        ("arms", lambda line: text(", ".join(line.arms) or "–", "left")),
+        ("rule", lambda line: text(line.rule or "–", "left")),
+        ("seed", lambda line: text(line.seed)),
+        ("sequences", lambda line: text(count(line.samples))),
+        ("held-out accuracy", lambda line: text(percent(line.hidden_accuracy_percent))),
+        ("chance", lambda line: text(percent(line.chance_percent))),
+        ("order-blind baseline", lambda line: text(percent(line.order_blind_percent))),
+        ("ceiling", lambda line: text(percent(line.ceiling_percent))),
+        ("loss, nats", lambda line: text(percent(line.hidden_loss, 3))),
+        ("verdict", verdict),
+        ("solved at step", lambda line: text(count(line.saturated_at_step))),
+        ("time", lambda line: text(_time(line.wall_seconds))),
+        ("run", lambda line: code(line.folder)),
+    ]
+    caption = "Accuracy on the hidden tokens of held-out sequences, %."
+    return table(caption, analysis.warmups, columns, sortable=True)
 
 
-def difficulty_table(analysis: Analysis, group: str, what: str) -> str:
+def difficulty_table(analysis: Analysis, group: str, what: str) -> Table | None:
     """Returns the warm-ups' accuracy on hidden tokens by how far, or how deep, their match is.
 
     Args:
         group: a key of `hidden_accuracy_by`.
         what: what its octaves count, for the caption.
-    Returns: nothing where no warm-up has the group.
+    Returns: None where no warm-up has the group.
     """
+
+    def in_bin(line: WarmupLine, name: str) -> Td:
+        return text(percent(line.hidden_accuracy_by[group].get(name, {}).get("accuracy_percent")))
+
     lines = [line for line in analysis.warmups if line.hidden_accuracy_by.get(group)]
     bins = {name for line in lines for name in line.hidden_accuracy_by[group]}
-    heads = sorted(bins, key=lambda name: int(name.split("-")[0]) if name != "none" else 0)
-    rows = []
-    for line in lines:
-        found = line.hidden_accuracy_by[group]
-        cells = [
-            text(percent(found[name]["accuracy_percent"]) if name in found else "–")
-            for name in heads
-        ]
-        rows.append([text(", ".join(line.arms) or line.rule, "left"), text(line.seed), *cells])
-    if not rows:
-        return ""
-    return table(f"Hidden tokens right, %, by {what}.", ["arms", "seed", *heads], rows)
+    columns: list[tuple[str, Callable[[WarmupLine], Td]]] = [
+        ("arms", lambda line: text(", ".join(line.arms) or line.rule, "left")),
+        ("seed", lambda line: text(line.seed)),
+    ]
+    columns += [(name, partial(in_bin, name=name)) for name in sorted(bins, key=_first_number)]
+    caption = f"Held-out accuracy on hidden tokens, %, by {what}."
+    return table(caption, lines, columns) if lines else None
 
 
-def run_table(analysis: Analysis) -> str:
+def run_table(analysis: Analysis) -> Table:
     """Returns every image training that should be there, with what is missing."""
-    rows = []
-    for run in analysis.runs:
-        state = run.state + (f": {run.reason}" if run.reason else "")
-        rows.append(
-            [
-                text(run.arm, "left"),
-                text(count(run.n_images)),
-                text(run.seed),
-                text(state, f"{'wrap' if run.reason else 'left'} {_state_css(run.state)}"),
-                text(percent(run.top1_percent, 2)),
-                text(percent(run.top5_percent, 2)),
-                text(percent(run.best_top1_percent, 2)),
-                text(count(run.steps)),
-                text(count(run.images_seen)),
-                text(count(run.warmup_samples)),
-                text(run.verdict or "–", f"left {_VERDICT_CSS.get(run.verdict or '', '')}"),
-                text(count(run.images_per_second)),
-                text(_time(run.wall_seconds)),
-                code((run.subset_sha256 or "–")[:8]),
-                code((run.trunk_sha256 or "–")[:8]),
-                code(run.folder),
-            ]
+
+    def state(run: RunLine) -> Td:
+        css = {"finished": "good", "left out": "warn"}.get(run.state, "bad")
+        return (
+            text(f"{run.state}: {run.reason}", f"wrap {css}")
+            if run.reason
+            else text(run.state, f"left {css}")
         )
-    heads = [
-        "arm", "images", "seed", "state", "top-1", "top-5", "best top-1*", "steps", "images seen",
-        "warm-up samples", "warm-up", "images/s", "time", "subset", "trunk", "run",
-    ]  # fmt: skip
-    caption = (
-        "*The best evaluation is selected on the validation set; it is shown for diagnosis only."
-    )
-    return table(caption, heads, rows, sortable=True)
+
+    def warmup(run: RunLine) -> Td:
+        return text(run.verdict or "–", f"left {_VERDICT_CSS.get(run.verdict or '', '')}".strip())
+
+    columns: list[tuple[str, Callable[[RunLine], Td]]] = [
+        ("arm", lambda run: text(run.arm, "left")),
+        ("images", lambda run: text(count(run.n_images))),
+        ("seed", lambda run: text(run.seed)),
+        ("state", state),
+        ("top-1", lambda run: text(percent(run.top1_percent, 2))),
+        ("top-5", lambda run: text(percent(run.top5_percent, 2))),
+        ("best top-1*", lambda run: text(percent(run.best_top1_percent, 2))),
+        ("steps", lambda run: text(count(run.steps))),
+        ("images seen", lambda run: text(count(run.images_seen))),
+        ("warm-up samples", lambda run: text(count(run.warmup_samples))),
+        ("warm-up", warmup),
+        ("images/s", lambda run: text(count(run.images_per_second))),
+        ("time", lambda run: text(_time(run.wall_seconds))),
+        ("subset", lambda run: code((run.subset_sha256 or "–")[:8])),
+        ("trunk", lambda run: code((run.trunk_sha256 or "–")[:8])),
+        ("run", lambda run: code(run.folder)),
+    ]
+    caption = "*The best evaluation was selected on the validation set; use it for diagnosis only."
+    return table(caption, analysis.runs, columns, sortable=True)
 
 
-def _reading_order(value: Reading) -> tuple[int, float]:
+def _first_number(name: str) -> int:
+    """Of `4-7` the 4; bins without a number stand first."""
+    head = name.split("-")[0]
+    return int(head) if head.isdecimal() else 0
+
+
+def _order(value: Reading) -> tuple[int, float]:
     return "<=>?".index(value.bound), value.images or 0
 
 
@@ -247,14 +255,6 @@ def _each(values: Sequence[T], show: Callable[[T], str]) -> str:
     if len(values) <= MANY_SEEDS:
         return ", ".join(map(show, values))
     return f"{show(values[0])} to {show(values[-1])}"
-
-
-def _state_css(state: str) -> str:
-    return {"finished": "good", "left out": "warn"}.get(state, "bad")
-
-
-def _css(name: str) -> str:
-    return f' class="{name.strip()}"' if name.strip() else ""
 
 
 def _time(seconds: float | None) -> str:

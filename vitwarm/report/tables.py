@@ -14,10 +14,19 @@ from typing import Any
 from vitwarm.files import write_text
 from vitwarm.records import code_version
 from vitwarm.report.facts import Analysis
-from vitwarm.report.words import count, headlines, method_notes, plus_minus, share
+from vitwarm.report.page_tables import Table, accuracy_table, difference_table
+from vitwarm.report.words import headlines, method_notes
 
 #: Version of report.json's layout; a reader may rely on the fields of the version it knows.
 FORMAT = 1
+#: What LaTeX would take for a command, and signs that some of its fonts lack.
+_LATEX = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"}, "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$",
+        "–": "--", "×": r"$\times$", "<": "$<$", ">": "$>$",
+    }
+)  # fmt: skip
 
 
 def write_json(analyses: list[Analysis], path: Path) -> None:
@@ -71,34 +80,55 @@ def write_csvs(analyses: list[Analysis], folder: Path) -> list[Path]:
     return paths
 
 
+def write_latex(analyses: Iterable[Analysis], path: Path) -> None:
+    """Writes the tables of accuracy and of differences for papers; they need booktabs."""
+    parts = []
+    for analysis in analyses:
+        tables = [accuracy_table(analysis)] if analysis.cells else []
+        for words, found in (
+            ("images seen", analysis.matched_images),
+            ("total samples", analysis.matched_total),
+        ):
+            caption = f"Paired differences in top-1 at matched {words}, percentage points."
+            tables += [difference_table(found, caption)] if found else []
+        parts += [f"% {analysis.title}\n{to_latex(table)}" for table in tables]
+    write_text(path, "\n".join(parts))
+
+
+def to_latex(table: Table) -> str:
+    """Returns a table as a LaTeX float with booktabs rules."""
+
+    def line(cells: Iterable[str]) -> str:
+        return " & ".join(cell.translate(_LATEX) for cell in cells) + r" \\"
+
+    rows = [line(f"{td.text} {td.note}".rstrip() for td in row) for row in table.rows]
+    columns = "".join("l" if left else "r" for left in table.left)
+    return "\n".join(
+        [
+            r"\begin{table}", r"\centering", rf"\caption{{{table.caption.translate(_LATEX)}}}",
+            rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(table.heads), r"\midrule", *rows,
+            r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+        ]
+    )  # fmt: skip
+
+
 def terminal_table(analyses: Iterable[Analysis]) -> str:
     """Returns every section in a few lines: top-1 and half its 95 % interval, arms by images."""
     return "\n\n".join(_terminal_section(analysis) for analysis in analyses)
 
 
 def _terminal_section(analysis: Analysis) -> str:
-    if not analysis.sizes:
-        return f"{analysis.title}: no image trainings"
-    fractions = {cell.n_images: cell.fraction for cell in analysis.cells}
-    heads = ["top-1 %"]
-    for size in analysis.sizes:
-        part = share(fractions.get(size))
-        heads.append(f"{count(size)} images" + (f" ({part})" if part else ""))
-    rows = [heads]
-    for arm in analysis.arms:
-        row = [arm.label]
-        for size in analysis.sizes:
-            cell = analysis.cell(arm.label, size)
-            text = plus_minus(cell.top1) if cell else ""
-            if cell and cell.missing:
-                text += f" [{len(cell.points)}/{len(cell.points) + len(cell.missing)} seeds]"
-            row.append(text)
-        rows.append(row)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-    lines = ["  ".join(word.ljust(w) for word, w in zip(row, widths, strict=True)) for row in rows]
-    match = f"match: {analysis.match}" if analysis.match else "no sweep"
-    said = [f"  {text}" for text in headlines(analysis)]
+    said = [f"  {text}" for text in headlines(analysis)] if analysis.runs else []
     flags = [f"  ! {text}" for text in analysis.problems]
+    if not analysis.sizes:
+        title = analysis.title if said or flags else f"{analysis.title}: no image trainings"
+        return "\n".join([title, *said, *flags])
+    table = accuracy_table(analysis)
+    rows = [["top-1 %", *table.heads[1:]]]
+    rows += [[f"{td.text} [{td.note}]" if td.note else td.text for td in r] for r in table.rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.heads))]
+    lines = ["  ".join(word.ljust(w) for word, w in zip(row, widths, strict=True)) for row in rows]
+    match = f"matched {analysis.match}" if analysis.match else "no sweep"
     return "\n".join(
         [f"{analysis.title} ({match})", *(line.rstrip() for line in lines), *said, *flags]
     )
@@ -143,7 +173,7 @@ def _saving_rows(analysis: Analysis) -> Iterable[dict[str, Any]]:
             "accuracy_percent": line.accuracy, "bound": estimate.bound,
             "images": estimate.images,
             "share_of_reference": estimate.images / line.n_images if estimate.images else None,
-            "isotonic_fit": estimate.fitted, "difference_told_from_zero": line.told,
+            "isotonic_fit": estimate.fitted, "difference_significant": line.told,
             "low_bound": needs.low.bound if needs.low else None,
             "low": needs.low.images if needs.low else None,
             "high_bound": needs.high.bound if needs.high else None,

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
 
 from vitwarm.report.curves import LEVEL, MIN_SEEDS_BOOTSTRAP, MIN_SEEDS_INTERVAL, Interval, Reading
 from vitwarm.report.facts import Analysis, Arm, Cell, Difference, Saving
 
+#: Arms above which the findings name only those that differ significantly.
+MANY_ARMS = 6
 _LEVEL = f"{100 * LEVEL:.0f} %"
+_MATCH = {
+    "steps": "Matched steps: every fraction trains for the same number of updates, so a smaller "
+    "fraction repeats its images more often. The axis counts distinct images.",
+    "epochs": "Matched epochs: every fraction passes over its images equally often, so a smaller "
+    "fraction also trains for fewer updates. The axis counts distinct images.",
+    "": "These runs belong to no sweep, so whether steps or epochs were matched is not known. The "
+    "axis counts distinct images.",
+}
+_WARMUP_SEEDS = {
+    "shared": "Warm-up seeds: shared. All seeds of an arm start from one trunk, so the intervals "
+    "leave out the variation between warm-ups.",
+    "paired": "Warm-up seeds: paired. Every seed starts from its own warm-up.",
+}
 
 
 def signed(value: float, digits: int = 1) -> str:
@@ -71,9 +86,9 @@ def saved(value: Reading, reference_images: int, *, told: bool | None) -> str:
         told: as `Saving` has it; without it no saving is claimed.
     """
     if not told:
-        return "not told from as many" if told is False else "too few seeds to tell"
+        return "no significant difference" if told is False else "too few seeds"
     if value.images is None:
-        return "the curve falls"
+        return "undetermined: the curve falls"
     ratio = value.images / reference_images
     if value.bound == ">":
         return "not reached"
@@ -100,6 +115,11 @@ def headlines(analysis: Analysis) -> list[str]:
     The arm spoken of is the first warmed arm of the recipe, never the best one: choosing the best
     of several would favour chance.
     """
+    if not analysis.arms and any(run.state == "finished" for run in analysis.runs):
+        return [
+            f"{len(analysis.runs)} image trainings, each with settings of its own: there is "
+            "nothing to compare."
+        ]
     if not any(cell.points for cell in analysis.cells):
         return ["No image training has finished yet."]
     arm = _spoken_arm(analysis)
@@ -108,7 +128,7 @@ def headlines(analysis: Analysis) -> list[str]:
         texts = [f"{c.arm} {plus_minus(c.top1)} %" for c in largest]
         return [
             f"With {count(analysis.sizes[-1])} images: {', '.join(texts)} top-1. "
-            "There is no arm to compare with another."
+            "No other arm to compare with."
         ]
     found: list[str] = []
     own = [d for d in analysis.matched_images if d.arm == arm.label]
@@ -126,73 +146,78 @@ def headlines(analysis: Analysis) -> list[str]:
     if total:
         widest = max(total, key=lambda d: d.n_images)
         found.append(
-            "At equal total samples, the warm-up counted: "
+            "At equal total samples (images seen plus warm-up sequences), "
             + _difference_sentence(analysis, widest).replace("With", "with", 1)
         )
     return found or [
-        f"{arm.label} and {analysis.reference} share no finished pair of seeds yet; nothing can be "
-        "compared."
+        f"{arm.label} and {analysis.reference} have no finished pair of seeds to compare yet."
     ]
 
 
 def method_notes(analysis: Analysis) -> list[str]:
     """Returns how the numbers came about: what a reader needs to trust or doubt them."""
-    notes = []
-    if analysis.match == "steps":
-        notes.append(
-            "Matched steps: every fraction trains for the same number of updates, so a smaller "
-            "fraction repeats its images more often. The axis counts distinct images."
-        )
-    elif analysis.match == "epochs":
-        notes.append(
-            "Matched epochs: every fraction passes over its images equally often, so a smaller "
-            "fraction also trains for fewer updates. The axis counts distinct images."
-        )
-    else:
-        notes.append(
-            "These runs belong to no sweep: whether steps or epochs were held equal is not stored. "
-            "The axis counts distinct images."
-        )
-    if analysis.warmup_seeds == "shared":
-        notes.append(
-            "Warm-up seeds: shared. All seeds of an arm start from one trunk, so the spread does "
-            "not hold what another warm-up would have given."
-        )
-    elif analysis.warmup_seeds == "paired":
-        notes.append("Warm-up seeds: paired. Every seed starts from a warm-up of its own.")
-    weights = " and ".join(analysis.weights) or "not stored"
+    notes = [_MATCH.get(analysis.match or "", _MATCH[""])]
+    if analysis.warmup_seeds in _WARMUP_SEEDS:
+        notes.append(_WARMUP_SEEDS[analysis.warmup_seeds])
+    weights = " and ".join(analysis.weights) or "not recorded"
     n_val = f" on {count(analysis.n_val_images)} validation images" if analysis.n_val_images else ""
     notes.append(
-        f"Accuracy is top-1 after the last step{n_val}; no checkpoint was selected. "
+        f"Accuracy is top-1 after the last step{n_val}, without checkpoint selection. "
         f"Weights: {weights}."
     )
     if analysis.n_val_images:
         error = 100 * (0.25 / analysis.n_val_images) ** 0.5
         notes.append(
-            f"{count(analysis.n_val_images)} validation images leave a sampling error of at most "
-            f"{error:.2f} points (one standard error) that no number of seeds removes."
+            f"The validation set of {count(analysis.n_val_images)} images adds a standard error of "
+            f"up to {error:.2f} points, which more seeds do not reduce."
         )
     notes.append(
-        f"Means and paired differences have Student-t intervals ({_LEVEL}) from "
-        f"{MIN_SEEDS_INTERVAL} seeds on; images read off a curve have bootstrap intervals over "
-        f"seeds from {MIN_SEEDS_BOOTSTRAP} on. Below that, every seed's value is shown alone."
+        f"Intervals are {_LEVEL} confidence intervals (CI): Student's t for means and paired "
+        f"differences, from {MIN_SEEDS_INTERVAL} seeds on; a bootstrap over seeds for numbers of "
+        f"images, from {MIN_SEEDS_BOOTSTRAP} seeds on. With fewer seeds each seed's value is shown."
     )
     notes.append(
-        "Curves are read piecewise linearly in log(images), only inside the measured range. "
-        "A curve that is not monotone is replaced by its isotonic fit, and marked."
+        "Significant means that the interval excludes zero. Numbers of images are interpolated "
+        "linearly in log(images) and never extrapolated; a curve that is not monotone is replaced "
+        "by its isotonic fit, and marked."
     )
     n_tests = len(analysis.matched_images) + len(analysis.matched_total)
     if n_tests > 1:
         notes.append(
-            f"{n_tests} differences are shown. Were all of them truly zero, about one in twenty "
-            "intervals would still exclude it."
+            f"{n_tests} differences are shown, without correction for multiple comparisons: if all "
+            "were truly zero, about one interval in twenty would still exclude it."
         )
     if analysis.matched_total:
         notes.append(
-            "Total samples count a warm-up sequence like an image: both are one pass through the "
+            "Total samples count a warm-up sequence as one image: each is one pass through the "
             "trunk. With another number of tokens per sequence the compute differs in proportion."
         )
     return notes
+
+
+def caveats(analysis: Analysis) -> list[str]:
+    """Returns what is missing or went wrong in a section, beside its problems."""
+    found = []
+    missing = [run.state for run in analysis.runs if run.state not in ("finished", "left out")]
+    if missing:
+        states = ", ".join(f"{n} {state}" for state, n in Counter(missing).items())
+        found.append(
+            f"No result from {len(missing)} of {len(analysis.runs)} image trainings ({states}). "
+            "Means are over the seeds that finished; the table of runs names the others."
+        )
+    controls = ("shuffled", "random")  # learning nothing is what they are for
+    bad = [
+        line
+        for line in analysis.warmups
+        if line.verdict == "not learned" and not line.rule.startswith(controls)
+    ]
+    if bad:
+        arms = sorted({arm for line in bad for arm in line.arms})
+        found.append(
+            f"Warm-ups that did not learn: {', '.join(arms) or len(bad)}. The effect of such a "
+            "trunk says nothing about its rule."
+        )
+    return found
 
 
 def arm_note(arm: Arm) -> str:
@@ -215,12 +240,6 @@ def cell_note(cell: Cell) -> str:
     return f"{len(cell.points)} of {total} seeds" if cell.missing else ""
 
 
-def join(words: Iterable[str]) -> str:
-    """Returns `a, b and c`."""
-    listed = list(words)
-    return listed[0] if len(listed) == 1 else ", ".join(listed[:-1]) + f" and {listed[-1]}"
-
-
 def _spoken_arm(analysis: Analysis) -> Arm | None:
     others = [arm for arm in analysis.arms if arm.label != analysis.reference]
     for kind in ("warm", "init"):
@@ -241,63 +260,70 @@ def _difference_sentence(analysis: Analysis, found: Difference) -> str:
             f"{percent(other.top1.mean)} %: "
         )
     value = found.difference
+    verdict = ", not significant" if value.excludes_zero is False else ""
     text = (
-        f"With {all_of}{count(found.n_images)} images {reached}{signed(value.mean)} points "
-        f"({_interval_words(value)})."
+        f"With {all_of}{count(found.n_images)} images {reached}{signed(value.mean)} points"
+        f"{verdict} ({_interval_words(value)})."
     )
     if value.excludes_zero is None:
-        return f"{text} Too few seeds to tell a difference from noise."
-    return text if value.excludes_zero else f"{text} That does not tell a difference from zero."
+        return f"{text} Too few seeds for a confidence interval."
+    return text
 
 
 def _all_arms_sentence(analysis: Analysis) -> str:
-    """Every arm's difference at the largest size that has any, in the recipe's order."""
+    """Every arm's difference at the largest size that has any, in the recipe's order.
+
+    Of many arms only the significant ones are named, beside the number of all.
+    """
     size = max(d.n_images for d in analysis.matched_images)
-    told = [
-        f"{d.arm} {interval(d.difference, sign=True)}"
-        for d in analysis.matched_images
-        if d.n_images == size
-    ]
-    return (
-        f"All arms with {count(size)} images, points above {analysis.reference}: {'; '.join(told)}."
-    )
+    found = [d for d in analysis.matched_images if d.n_images == size]
+    level = f" ({_LEVEL} CI)" if any(d.difference.low is not None for d in found) else ""
+    where = f"{analysis.reference} with {count(size)} images"
+    start = f"Differences from {where}, in points{level}"
+    if len(found) > MANY_ARMS:
+        n_all, found = len(found), [d for d in found if d.difference.excludes_zero]
+        start = f"{len(found)} of {n_all} arms differ significantly from {where}, in points{level}"
+        if not found:
+            return f"None of the {n_all} arms differs significantly from {where}."
+    named = "; ".join(f"{d.arm} {interval(d.difference, sign=True)}" for d in found)
+    return f"{start}: {named}."
 
 
 def _interval_words(value: Interval) -> str:
     paired = f"n = {value.n} paired seed{'s' if value.n != 1 else ''}"
     if value.low is None or value.high is None:
         return paired
-    return f"{_LEVEL} interval {signed(value.low)} to {signed(value.high)}, {paired}"
+    return f"{_LEVEL} CI {signed(value.low)} to {signed(value.high)}, {paired}"
 
 
 def _saving_sentence(found: Saving) -> str:
     estimate, needs = found.needs.estimate, found.needs
     goal = (
-        f"the {percent(found.accuracy)} % that {found.reference} has with {count(found.n_images)}"
+        f"the {percent(found.accuracy)} % of {found.reference} with {count(found.n_images)} images"
     )
     if not found.told:
         why = (
-            "their difference there is not told from zero"
+            "the difference in accuracy there is not significant"
             if found.told is False
             else "there are too few seeds"
         )
-        return f"For {goal} images no saving of images by {found.arm} is claimed: {why}."
+        return f"No saving of images is claimed for {found.arm} at {goal}: {why}."
     if estimate.bound == ">":
         return (
-            f"{found.arm} does not reach {goal} images: it would need more than the "
+            f"{found.arm} does not reach {goal}: it would need more than the "
             f"{count(estimate.images)} measured."
         )
     if estimate.bound == "?":
         return (
-            f"How many images {found.arm} needs for {goal} is undetermined: its accuracy falls "
-            "where images are added."
+            f"How many images {found.arm} needs to match {goal} is undetermined: its accuracy "
+            "falls as images are added."
         )
     text = (
-        f"For {goal} images {found.arm} needs {reading(estimate)}: "
+        f"To match {goal}, {found.arm} needs {reading(estimate)}: "
         f"{saved(estimate, found.n_images, told=found.told)}"
     )
     if needs.low is not None and needs.high is not None:
-        return f"{text} ({_LEVEL} interval {reading(needs.low)} to {reading(needs.high)})."
+        return f"{text} ({_LEVEL} CI {reading(needs.low)} to {reading(needs.high)})."
     values = sorted(needs.per_seed.values(), key=lambda r: ("<=>?".index(r.bound), r.images or 0))
     alone = ", ".join(reading(value) for value in values)
-    return f"{text} (per seed: {alone}; no interval below {MIN_SEEDS_BOOTSTRAP} seeds)."
+    return f"{text} (per seed: {alone}; no CI below {MIN_SEEDS_BOOTSTRAP} seeds)."

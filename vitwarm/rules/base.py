@@ -187,15 +187,11 @@ class Rule(ABC):
                 f"n_tokens is {n_tokens}; rule {self.name} makes no words of this length. "
                 f"Use {fits}, or `make_batch`, which adds a visible pad."
             )
+        given = f"start is {start} and n_sequences is {n_sequences}"
         if start < 0 or n_sequences < 0:
-            raise RuleError(
-                f"start is {start} and n_sequences is {n_sequences}; neither may be negative."
-            )
+            raise RuleError(f"{given}; neither may be negative.")
         if start + n_sequences > MOST_ROWS:
-            raise RuleError(
-                f"start is {start} and n_sequences is {n_sequences}; a stream has {MOST_ROWS:,} "
-                "rows. Start earlier."
-            )
+            raise RuleError(f"{given}; a stream has {MOST_ROWS:,} rows. Start earlier.")
         if out is None:
             out = np.empty((n_sequences, n_tokens), dtype=np.int16)
         _check_out(out, (n_sequences, n_tokens))
@@ -234,12 +230,20 @@ class Rule(ABC):
                 "into 16 bits. Use a smaller vocabulary."
             )
 
+    def check(self, field: str, fine: bool, allowed: str) -> None:
+        """Raises RuleError for a parameter that is not fine.
+
+        Args: allowed: what the rule takes instead, as the rest of a sentence.
+        """
+        if not fine:
+            value = getattr(self, field)
+            raise self.refuse(field, list(value) if isinstance(value, tuple) else value, allowed)
+
     def check_acts(self, field: str, *, where: str) -> None:
         """Raises RuleError where a parameter was set that acts elsewhere alone."""
         default = getattr(type(self), field)
-        if getattr(self, field) != default:
-            allowed = f"looks at {field} with {where} alone; leave it at {default}"
-            raise self.refuse(field, getattr(self, field), allowed)
+        allowed = f"looks at {field} with {where} alone; leave it at {default}"
+        self.check(field, getattr(self, field) == default, allowed)
 
     def refuse(self, field: str, value: object, allowed: str) -> RuleError:
         """Returns the error for a parameter: where, what was given, what is allowed."""

@@ -27,23 +27,20 @@ class Blend(Rule):
     """`shared`: all members use the same ids from 0 on; `disjoint`: each has a range of its own."""
 
     def __post_init__(self) -> None:
-        if not self.of:
-            raise self.refuse("of", [], "needs at least 1 rule")
+        self.check("of", bool(self.of), "needs at least 1 rule")
         for member in self.of:
             if member.name == "curriculum" or member.name == self.name:
                 raise self.refuse("of", member.name, f"cannot hold a {member.name}; list its rules")
-        if self.ids not in ("shared", "disjoint"):
-            raise self.refuse("ids", self.ids, "takes shared or disjoint")
         self.check_ids()
 
     def check_shares(self, field: str, shares: tuple[float, ...] | None) -> None:
         """Raises RuleError for shares that are not one for each member, above 0, with sum 1."""
         if shares is None:
             return
-        if len(shares) != len(self.of):
-            raise self.refuse(field, list(shares), f"takes one for each of {len(self.of)} rules")
-        if not (min(shares) > 0 and abs(sum(shares) - 1) <= 1e-6):  # also where one is NaN
-            raise self.refuse(field, list(shares), "takes numbers above 0 that sum to 1")
+        n_rules = len(self.of)
+        self.check(field, len(shares) == n_rules, f"takes one for each of {n_rules} rules")
+        fine = min(shares) > 0 and abs(sum(shares) - 1) <= 1e-6  # not where one is NaN
+        self.check(field, fine, "takes numbers above 0 that sum to 1")
 
     @property
     def member_shares(self) -> NDArray[np.float64]:
@@ -99,7 +96,6 @@ class Blend(Rule):
         return found
 
     def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
-        """Writes the sequences of these rows."""
         n_tokens = out_BT.shape[1]
         for rule, places, offset in self.parts(seed, rows_B):
             n_words = rule.fit_length(n_tokens)
@@ -211,7 +207,6 @@ class Mixture(Blend):
 
     @property
     def given_shares(self) -> tuple[float, ...] | None:
-        """The weights."""
         return self.weights
 
     def choose(self, seed: int, rows_B: Rows) -> NDArray[np.int64]:
@@ -238,14 +233,11 @@ class Curriculum(Blend):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_shares("shares", self.shares)
-        if (np.diff(self._ends, prepend=0) < 1).any():
-            raise self.refuse(
-                "n_sequences", self.n_sequences, "needs at least 1 sequence for every stage"
-            )
+        fine = bool((np.diff(self._ends, prepend=0) >= 1).all())
+        self.check("n_sequences", fine, "needs at least 1 sequence for every stage")
 
     @property
     def given_shares(self) -> tuple[float, ...] | None:
-        """The stages' shares."""
         return self.shares
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitwarm.rules.base import MOST_TOKENS, Bools, Ids, Rows, Rule, to_rows
-from vitwarm.rules.draws import GAMMA, below, below_low, compiled, mixed, stream
+from vitwarm.rules.draws import GAMMA, below, compiled, mixed, stream, write_symbols
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,31 +35,22 @@ class Copy(Rule):
     """The half of every pair that may be hidden."""
 
     def __post_init__(self) -> None:
-        if self.n_symbols < 2:
-            raise self.refuse("n_symbols", self.n_symbols, "needs at least 2 symbols")
-        if self.pairs not in ("one", "packed"):
-            raise self.refuse("pairs", self.pairs, "takes one or packed")
+        self.check("n_symbols", self.n_symbols >= 2, "needs at least 2 symbols")
         if self.pairs == "one":
             for field in ("min_length", "max_length"):
                 self.check_acts(field, where="pairs=packed")
-        if not 1 <= self.min_length <= MOST_TOKENS:
-            allowed = f"takes a length from 1 to {MOST_TOKENS:,}"
-            raise self.refuse("min_length", self.min_length, allowed)
-        if not self.min_length <= self.max_length <= MOST_TOKENS:
-            allowed = f"takes min_length, {self.min_length}, to {MOST_TOKENS:,}"
-            raise self.refuse("max_length", self.max_length, allowed)
-        if self.hidden not in ("first", "second"):
-            raise self.refuse("hidden", self.hidden, "takes first or second")
+        fine = 1 <= self.min_length <= MOST_TOKENS
+        self.check("min_length", fine, f"takes a length from 1 to {MOST_TOKENS:,}")
+        fine = self.min_length <= self.max_length <= MOST_TOKENS
+        self.check("max_length", fine, f"takes min_length, {self.min_length}, to {MOST_TOKENS:,}")
         self.check_ids()
 
     @property
     def n_ids(self) -> int:
-        """The symbols and the pad."""
         return self.n_symbols + 1
 
     @property
     def pad_id(self) -> int | None:
-        """The last id."""
         return self.n_symbols
 
     @property
@@ -90,7 +81,6 @@ class Copy(Rule):
         return self.pairs == "one" or bool(self._fillable(n_tokens // 2)[-1])
 
     def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
-        """Writes the sequences of these rows."""
         n_half = out_BT.shape[1] // 2
         shortest, longest = self.min_length, self.max_length
         fillable = self._fillable(n_half)
@@ -151,33 +141,22 @@ class Copy(Rule):
                 np.where(second == self.n_ids, first, second),
             )
             return solved
-        n_places = visible.shape[1] + 1
-        _solve(
-            visible,
-            self.n_ids,
-            self.min_length,
-            self.max_length,
-            self.hidden == "first",
-            solved,
-            np.zeros((n_places, self.max_length + 1), dtype=np.bool_),
-            np.zeros((3, n_places), dtype=np.bool_),
-        )
+        n_places, span = visible.shape[1] + 1, (self.min_length, self.max_length)
+        fits = np.zeros((n_places, self.max_length + 1), dtype=np.bool_)
+        flags = np.zeros((3, n_places), dtype=np.bool_)
+        _solve(visible, self.n_ids, *span, self.hidden == "first", solved, fits, flags)
         return solved
 
 
 @compiled
 def _fill(
-    out: Ids,
-    key: np.uint64,
-    rows: Rows,
-    n_symbols: int,
-    shortest: int,
-    longest: int,
+    out: Ids, key: np.uint64, rows: Rows, n_symbols: int, shortest: int, longest: int,
     fillable: Bools,
-) -> None:
+) -> None:  # fmt: skip
     n_rows, n_tokens = out.shape
     n = np.uint64(n_symbols)
     for b in range(n_rows):
+        row = out[b]
         state = stream(key, rows[b])
         begin = 0
         while begin < n_tokens:
@@ -195,25 +174,15 @@ def _fill(
                             length = candidate
                             break
                         skip -= 1
-            for i in range(0, length, 2):
-                state += GAMMA
-                bits = mixed(state)
-                out[b, begin + i] = below(bits, n)
-                if i + 1 < length:
-                    out[b, begin + i + 1] = below_low(bits, n)
+            state = write_symbols(row[begin : begin + length], 0, n, state)
             for i in range(begin, begin + length):
-                out[b, i + length] = out[b, i]
+                row[i + length] = row[i]
             begin += 2 * length
 
 
 @compiled
 def _cut(
-    ids: Ids,
-    shortest: int,
-    longest: int,
-    possible: Bools,
-    first: Bools,
-    came_by: NDArray[np.int64],
+    ids: Ids, shortest: int, longest: int, possible: Bools, first: Bools, came_by: NDArray[np.int64]
 ) -> None:
     # came_by[t]: length of w in the pair that ends before t; 0: none does.
     n_rows, n_tokens = ids.shape
@@ -247,15 +216,9 @@ def _cut(
 
 @compiled
 def _solve(
-    visible: Ids,
-    mask_id: int,
-    shortest: int,
-    longest: int,
-    hides_first: bool,
-    solved: Ids,
-    fits: Bools,
-    flags: Bools,
-) -> None:
+    visible: Ids, mask_id: int, shortest: int, longest: int, hides_first: bool, solved: Ids,
+    fits: Bools, flags: Bools,
+) -> None:  # fmt: skip
     # fits[begin, length]: a pair that leads to the end may stand there; only one half of it may
     # hold hidden tokens. Flags: pairs lead from a place to the end, from the start to a place; a
     # token is unclear.

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
 LOW = np.uint64(0xFFFFFFFF)
@@ -74,6 +75,21 @@ def below_low(bits: np.uint64, n: np.uint64) -> np.uint64:
 def happens(bits: np.uint64, threshold: np.uint64) -> np.bool_:
     """Returns true with the probability that `to_threshold` got, from a draw's lower half."""
     return (bits & LOW) < threshold
+
+
+@njit(nogil=True, error_model="numpy")
+def write_symbols(out: NDArray[np.int16], first: int, n: np.uint64, state: np.uint64) -> np.uint64:
+    """Writes ids uniform over [first, first + n), two from a draw; returns the new state."""
+    pairs = len(out) // 2
+    for i in range(pairs):
+        state += GAMMA
+        bits = mixed(state)
+        out[2 * i] = first + np.int16(below(bits, n))
+        out[2 * i + 1] = first + np.int16(below_low(bits, n))
+    if len(out) % 2:
+        state += GAMMA
+        out[len(out) - 1] = first + np.int16(below(mixed(state), n))
+    return state
 
 
 def to_threshold(probability: float) -> np.uint64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -23,6 +24,9 @@ class BracketRule(Rule):
     Ids: kind t opens as t and closes as n_kinds + t; the pad is 2 * n_kinds.
     """
 
+    _any_open: ClassVar[bool] = False
+    """Whether a close may take any open bracket, not the last one alone."""
+
     n_kinds: int = 64
     """Kinds of brackets, from 1 on."""
     p_open: float = 0.6
@@ -33,16 +37,11 @@ class BracketRule(Rule):
     """`balanced`: everything is closed at the end; `truncated`: cut at the end of the sequence."""
 
     def __post_init__(self) -> None:
-        if self.n_kinds < 1:
-            raise self.refuse("n_kinds", self.n_kinds, "needs at least 1 kind of brackets")
+        self.check("n_kinds", self.n_kinds >= 1, "needs at least 1 kind of brackets")
         self.check_ids()
-        if not 0 < self.p_open < 1:
-            raise self.refuse("p_open", self.p_open, "takes a probability between 0 and 1")
-        if self.max_depth is not None and not 1 <= self.max_depth <= MOST_TOKENS:
-            allowed = f"takes a depth from 1 to {MOST_TOKENS:,}, or none"
-            raise self.refuse("max_depth", self.max_depth, allowed)
-        if self.ending not in ("balanced", "truncated"):
-            raise self.refuse("ending", self.ending, "takes balanced or truncated")
+        self.check("p_open", 0 < self.p_open < 1, "takes a probability between 0 and 1")
+        fine = self.max_depth is None or 1 <= self.max_depth <= MOST_TOKENS
+        self.check("max_depth", fine, f"takes a depth from 1 to {MOST_TOKENS:,}, or none")
 
     @property
     def n_ids(self) -> int:
@@ -72,6 +71,12 @@ class BracketRule(Rule):
         ids = to_rows(ids_BT)
         return (ids >= self.n_kinds) & (ids < 2 * self.n_kinds)
 
+    def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
+        key, p = self.key(seed), to_threshold(self.p_open)
+        balanced, opened = self.ending == "balanced", np.zeros(out_BT.shape[1] + 2, np.int16)
+        fill = _fill_any if self._any_open else _fill_last
+        fill(out_BT, key, rows_B, self.n_kinds, p, self.cap, balanced, opened)
+
     def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
         """As many closing as opening tokens of every kind (at most as many if truncated)."""
         ids = to_rows(ids_BT)
@@ -94,17 +99,7 @@ class Dyck(BracketRule):
     name: ClassVar[str] = "dyck"
     aliases: ClassVar[tuple[str, ...]] = ("k-dyck", "kdyck")
 
-    @property
-    def determined(self) -> bool:
-        """True: the structure stays visible, and it gives every close its kind."""
-        return True
-
-    def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
-        """Writes the sequences of these rows."""
-        balanced = self.ending == "balanced"
-        threshold = to_threshold(self.p_open)
-        opened = np.zeros(out_BT.shape[1] + 2, np.int16)
-        _fill(out_BT, self.key(seed), rows_B, self.n_kinds, threshold, self.cap, balanced, opened)
+    determined = True  # the structure stays visible, and it gives every close its kind
 
     def accepts(self, ids_BT: ArrayLike) -> Bools:
         """Words in which every close matches the most recent open bracket, within the cap.
@@ -154,40 +149,49 @@ class Dyck(BracketRule):
 
 
 def _no_word(reason: str) -> RuleError:
-    return RuleError(f"{reason}, so this is no Dyck word. Give rows that `sample` and `hide` made.")
+    return RuleError(
+        f"{reason}, so this is no Dyck word. Give rows that `sample` and `make_batch` made."
+    )
 
 
-@compiled
-def _fill(
-    out: Ids,
-    key: np.uint64,
-    rows: Rows,
-    n_kinds: int,
-    p: np.uint64,
-    cap: int,
-    balanced: bool,
-    opened: Ids,
-) -> None:
-    # One draw per token and no branch that depends on it: the upper half is the kind, the lower
-    # half decides. The kind is written above the top of the stack even where the token closes.
-    # Unsigned numbers spare the tests for negative places; with both it makes 410 M tokens/s where
-    # the same with signed ones made 280, and drawing a whole row first (which vectorises) 260.
-    n_rows = len(out)
-    n_tokens = np.uint64(out.shape[1])
-    kinds = np.uint64(n_kinds)
-    zero, one, most = np.uint64(0), np.uint64(1), np.uint64(cap)
-    for b in range(n_rows):
-        row = out[b]
-        state = stream(key, rows[b])
-        depth = zero
-        for t in range(n_tokens):
-            state += GAMMA
-            bits = mixed(state)
-            kind = np.int16(below(bits, kinds))
-            # Lengths are even, so more tokens left than open brackets means at least two more.
-            limit = min(most, n_tokens - t) if balanced else most
-            opens = (depth == zero) | ((depth < limit) & happens(bits, p))
-            top = opened[depth]
-            opened[depth + one] = kind
-            row[t] = kind if opens else top + n_kinds
-            depth = depth + one if opens else depth - one
+def _make_fill(*, any_open: bool) -> Callable[..., None]:
+    """Compiles the generator of words whose closes take the last open bracket, or any open one."""
+
+    @compiled
+    def fill(
+        out: Ids, key: np.uint64, rows: Rows, n_kinds: int, p: np.uint64, cap: int, balanced: bool,
+        opened: Ids,
+    ) -> None:  # fmt: skip
+        # One draw per token: the lower half decides whether it opens, the upper half is the kind,
+        # or which bracket closes. opened[:depth] are the kinds of the open brackets. For the last
+        # one there is no branch that depends on a draw: the kind is written above the top of the
+        # stack even where the token closes. Unsigned numbers spare the tests for negative places:
+        # 410 M tokens/s, signed 280; drawing a whole row first (which vectorises) 260.
+        n_tokens, kinds, most = np.uint64(out.shape[1]), np.uint64(n_kinds), np.uint64(cap)
+        zero, one = np.uint64(0), np.uint64(1)
+        for b in range(len(out)):
+            row = out[b]
+            state = stream(key, rows[b])
+            depth = zero
+            for t in range(n_tokens):
+                state += GAMMA
+                bits = mixed(state)
+                # Lengths are even, so more tokens left than open brackets means two more at least.
+                limit = min(most, n_tokens - t) if balanced else most
+                opens = (depth == zero) | ((depth < limit) & happens(bits, p))
+                if any_open:  # the last open bracket moves into the place of the one that closes
+                    choice = below(bits, kinds if opens else depth)
+                    place = depth if opens else choice
+                    kind = np.int16(choice) if opens else opened[place]
+                    opened[place] = kind if opens else opened[depth - one]
+                else:
+                    new, top = np.int16(below(bits, kinds)), opened[depth]
+                    opened[depth + one] = new
+                    kind = new if opens else top
+                row[t] = kind if opens else kind + n_kinds
+                depth = depth + one if opens else depth - one
+
+    return fill
+
+
+_fill_last, _fill_any = _make_fill(any_open=False), _make_fill(any_open=True)

@@ -14,12 +14,11 @@ from vitwarm.rules.algorithms import Delete, Identity, Reverse, Set, Sort, Stack
 from vitwarm.rules.automata import CellularAutomaton
 from vitwarm.rules.base import Rule
 from vitwarm.rules.blends import Blend, Curriculum, Mixture
+from vitwarm.rules.controls import RandomTokens, Shuffled
 from vitwarm.rules.copies import Copy
 from vitwarm.rules.dyck import Dyck
-from vitwarm.rules.noise import RandomTokens
 from vitwarm.rules.presets import PRESETS
 from vitwarm.rules.shuffle_dyck import ShuffleDyck
-from vitwarm.rules.shuffled import Shuffled
 
 #: Every rule by its name. A new rule is one file, and one line here.
 RULES: dict[str, type[Rule]] = {
@@ -112,7 +111,7 @@ def _find(name: str) -> tuple[type[Rule], Mapping[str, Any]]:
         return RULES[PRESETS[word].rule], PRESETS[word].params
     if word not in known:
         raise RuleError(
-            f"rule.name is {name!r}, which is no rule.{nearest(word, [*known, *PRESETS])} "
+            f"rule.name is {name!r}, which is not a rule.{nearest(word, [*known, *PRESETS])} "
             f"Rules: {', '.join(RULES)}."
         )
     return known[word], {}

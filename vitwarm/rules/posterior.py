@@ -93,17 +93,9 @@ def _start(ids: Words, n_kinds: int, need: Words, opened: Words) -> None:
 
 @compiled
 def _vote(
-    ids: Words,
-    places: Words,
-    n_kinds: int,
-    by_types: bool,
-    balanced: bool,
-    row: int,
-    logs: Floats,
-    need: Words,
-    opened: Words,
-    votes: Words,
-) -> None:
+    ids: Words, places: Words, n_kinds: int, by_types: bool, balanced: bool, row: int, logs: Floats,
+    need: Words, opened: Words, votes: Words,
+) -> None:  # fmt: skip
     """Counts, after every sweep, the kind that each hidden token has."""
     _start(ids, n_kinds, need, opened)
     now = _log_weight(ids, n_kinds, by_types, balanced, logs, opened)

@@ -25,19 +25,17 @@ class ShuffleDyck(BracketRule):
     name: ClassVar[str] = "shuffle-dyck"
     aliases: ClassVar[tuple[str, ...]] = ("dyck-shuffle", "k-dyck-shuffle", "k-shuffle-dyck")
 
+    _any_open: ClassVar[bool] = True
     closing: Literal["brackets", "types"] = "brackets"
     """What a close is drawn from: the open `brackets`, or the `types` that are open."""
 
     def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
-        """Writes the sequences of these rows."""
-        key, k, p, cap = self.key(seed), self.n_kinds, to_threshold(self.p_open), self.cap
-        balanced = self.ending == "balanced"
         if self.closing == "brackets":
-            bag = np.zeros(out_BT.shape[1] + 2, np.int16)
-            _fill_brackets(out_BT, key, rows_B, k, p, cap, balanced, bag)
-        else:
-            opened, types = np.zeros(k, np.int32), np.zeros(k, np.int16)
-            _fill_types(out_BT, key, rows_B, k, p, cap, balanced, opened, types)
+            super().fill(out_BT, seed, rows_B)
+            return
+        key, k, p, balanced = self.key(seed), self.n_kinds, self.p_open, self.ending == "balanced"
+        opened, types = np.zeros(k, np.int32), np.zeros(k, np.int16)
+        _fill(out_BT, key, rows_B, k, to_threshold(p), self.cap, balanced, opened, types)
 
     def accepts(self, ids_BT: ArrayLike) -> Bools:
         """Words in which no kind closes more often than it opened, up to any place.
@@ -94,51 +92,10 @@ class ShuffleDyck(BracketRule):
 
 
 @compiled
-def _fill_brackets(
-    out: Ids,
-    key: np.uint64,
-    rows: Rows,
-    n_kinds: int,
-    p: np.uint64,
-    cap: int,
-    balanced: bool,
-    bag: Ids,
-) -> None:
-    # The open brackets are a bag: a close takes any of them and the last one moves into its place.
-    n_rows = len(out)
-    n_tokens = np.uint64(out.shape[1])
-    kinds = np.uint64(n_kinds)
-    zero, one, most = np.uint64(0), np.uint64(1), np.uint64(cap)
-    for b in range(n_rows):
-        row = out[b]
-        state = stream(key, rows[b])
-        depth = zero
-        for t in range(n_tokens):
-            state += GAMMA
-            bits = mixed(state)
-            limit = min(most, n_tokens - t) if balanced else most
-            opens = (depth == zero) | ((depth < limit) & happens(bits, p))
-            # Opening writes to bag[depth]; closing moves bag[depth - 1] to the place it takes from.
-            choice = below(bits, kinds if opens else depth)
-            place = depth if opens else choice
-            kind = np.int16(choice) if opens else bag[place]
-            bag[place] = kind if opens else bag[depth - one]
-            row[t] = kind if opens else kind + n_kinds
-            depth = depth + one if opens else depth - one
-
-
-@compiled
-def _fill_types(
-    out: Ids,
-    key: np.uint64,
-    rows: Rows,
-    n_kinds: int,
-    p: np.uint64,
-    cap: int,
-    balanced: bool,
-    opened: NDArray[np.int32],
-    types: Ids,
-) -> None:
+def _fill(
+    out: Ids, key: np.uint64, rows: Rows, n_kinds: int, p: np.uint64, cap: int, balanced: bool,
+    opened: NDArray[np.int32], types: Ids,
+) -> None:  # fmt: skip
     # opened[kind]: its open brackets. types[:n_types]: the kinds that are open, in any order.
     n_rows, n_tokens = out.shape
     kinds = np.uint64(n_kinds)

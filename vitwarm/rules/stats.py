@@ -1,8 +1,4 @@
-"""What a rule is like, in numbers: depth, distances, entropy, and what trivial predictors reach.
-
-Easy tasks transfer worst: look at the gap between the best trivial predictor and the ceiling before
-a warm-up is paid for.
-"""
+"""What a rule is like, in numbers: depth, distances, entropy, and what can be reached."""
 
 from __future__ import annotations
 
@@ -11,13 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitwarm.rules.automata import CellularAutomaton
 from vitwarm.rules.base import Bools, Ids, Rule
+from vitwarm.rules.baselines import (
+    NGRAM_SEQUENCES,
+    gzip_stats,
+    order_blind_accuracy,
+    predictor_accuracies,
+)
+from vitwarm.rules.controls import Shuffled
 from vitwarm.rules.draws import compiled
 from vitwarm.rules.dyck import BracketRule
-from vitwarm.rules.hide import IGNORE, hide
 from vitwarm.rules.make import find_preset, rule_config
-from vitwarm.rules.shuffled import Shuffled
+from vitwarm.rules.masking import make_batch
+
+Counts = NDArray[np.int64]
 
 #: Sequences that the ceiling is measured on: some of its methods take milliseconds for each.
 CEILING_SEQUENCES = 64
@@ -37,16 +40,17 @@ def rule_stats(
         n_tokens: asked length; the rule's own next shorter one is measured.
         hide_share: share of maskable tokens that is hidden; None: the rule's own.
     Returns: a mapping with `ids` (their entropy without pads and separators), `hidden`,
-        `predictors` (accuracies on hidden tokens, as shares),
-        `ceiling`, `equal_id_distance`, and for brackets `brackets`; shares lie in [0, 1].
+        `gzip` (see `gzip_stats`), `predictors` (accuracies on hidden tokens, as shares),
+        `order_blind` (no predictor that does not see the order exceeds it), `ceiling`,
+        `equal_id_distance`, and for brackets `brackets`; shares lie in [0, 1].
     Raises: RuleError: an impossible length or share.
     """
     n_words = rule.fit_length(n_tokens)
     start = rule.evaluation_start
-    ids = rule.sample(seed, start, n_sequences, n_words)
-    visible, targets = np.empty_like(ids), np.empty_like(ids)
-    hide(rule, ids, visible, targets, seed=seed, start=start, hide_share=hide_share)
-    hidden = targets != IGNORE
+    how: dict[str, Any] = {"seed": seed, "n_tokens": n_words, "hide_share": hide_share}
+    batch = make_batch(rule, start=start, n_sequences=n_sequences, **how)
+    seen = make_batch(rule, start=start + n_sequences, n_sequences=NGRAM_SEQUENCES, **how)
+    ids, visible, hidden = batch.ids, batch.input_ids, batch.hidden
     counts = np.bincount(ids.ravel(), minlength=rule.n_ids)
     contents = np.delete(counts, list(rule.separator_ids))
     hidden_counts = np.bincount(ids[hidden], minlength=rule.n_ids)
@@ -71,41 +75,13 @@ def rule_stats(
             "ids_used": int((hidden_counts > 0).sum()),
             "entropy_bits": _entropy_bits(hidden_counts),
         },
-        "predictors": predictor_accuracies(plain, ids, visible, hidden),
+        "gzip": gzip_stats(rule, ids, seed, start),
+        "predictors": predictor_accuracies(plain, seen, batch),
+        "order_blind": order_blind_accuracy(rule, ids[few], visible[few]),
         "ceiling": rule.ceiling(ids[few], visible[few])._asdict(),
         "equal_id_distance": _equal_id_distance(ids, hidden),
         "brackets": bracket_stats(rule, ids) if isinstance(rule, BracketRule) else None,
     }
-
-
-def predictor_accuracies(rule: Rule, ids: Ids, visible: Ids, hidden: Bools) -> dict[str, float]:
-    """Returns the share of the hidden tokens that predictors without any insight get right.
-
-    Args:
-        ids, visible, hidden: [B, T]; `visible` has the mask id where hidden.
-    """
-    wanted = ids[hidden]
-    if not len(wanted):
-        return {}
-    frequent = np.bincount(wanted).argmax()
-    hideable = ~hidden & np.isin(ids, np.unique(wanted))
-    guesses: dict[str, NDArray[Any]] = {
-        "most frequent hidden id": np.full(ids.shape, frequent),
-        "visible token to the left": _nearest(visible, ~hidden),
-        "visible token to the right": _nearest(visible[:, ::-1], ~hidden[:, ::-1])[:, ::-1],
-        "most frequent such id in the sequence": _modes(visible, hideable),
-    }
-    if isinstance(rule, BracketRule):
-        opens = visible < rule.n_kinds
-        guesses["nearest opening token to the left"] = _nearest(visible, opens) + rule.n_kinds
-    if isinstance(rule, CellularAutomaton):
-        _, columns, _ = rule.plane(ids.shape[1])
-        above = np.full(ids.shape, -1, dtype=np.int16)
-        for t in range(columns, ids.shape[1]):
-            seen = ~hidden[:, t - columns]
-            above[:, t] = np.where(seen, visible[:, t - columns], above[:, t - columns])
-        guesses["visible token above"] = above
-    return {name: float((guess[hidden] == wanted).mean()) for name, guess in guesses.items()}
 
 
 def bracket_stats(rule: BracketRule, ids: Ids) -> dict[str, Any]:
@@ -132,7 +108,7 @@ def bracket_stats(rule: BracketRule, ids: Ids) -> dict[str, Any]:
     }
 
 
-def match_distances(rule: BracketRule, ids: Ids) -> NDArray[np.int64]:
+def match_distances(rule: BracketRule, ids: Ids) -> Counts:
     """Returns, for every close, how many tokens before it its bracket opened; 0 for opening tokens.
 
     Returns: int64 [B, T].
@@ -144,13 +120,7 @@ def match_distances(rule: BracketRule, ids: Ids) -> NDArray[np.int64]:
 
 
 @compiled
-def _match(
-    ids: Ids,
-    n_kinds: int,
-    distances: NDArray[np.int64],
-    last: NDArray[np.int64],
-    before: NDArray[np.int64],
-) -> None:
+def _match(ids: Ids, n_kinds: int, distances: Counts, last: Counts, before: Counts) -> None:
     # last[kind]: where it opened last and is still open; before[t]: what that was before t.
     n_rows, n_tokens = ids.shape
     for b in range(n_rows):
@@ -166,7 +136,7 @@ def _match(
                 last[kind] = before[last[kind]]
 
 
-def hidden_groups(rule: Rule, ids: Ids, hidden: Bools) -> dict[str, NDArray[np.int64]]:
+def hidden_groups(rule: Rule, ids: Ids, hidden: Bools) -> dict[str, Counts]:
     """Returns what may make a hidden token hard: its match's distance and depth, or a likeness.
 
     Args:
@@ -183,7 +153,7 @@ def hidden_groups(rule: Rule, ids: Ids, hidden: Bools) -> dict[str, NDArray[np.i
     return {"match_distance": match_distances(rule, ids)[hidden], "depth": depth[hidden] + 1}
 
 
-def equal_id_distances(ids: Ids, hidden: Bools) -> NDArray[np.int64]:
+def equal_id_distances(ids: Ids, hidden: Bools) -> Counts:
     """Returns the tokens from each hidden one to the nearest visible one with its id: int64 [K].
 
     Args:
@@ -212,7 +182,7 @@ def _equal_id_distance(ids: Ids, hidden: Bools) -> dict[str, Any]:
     return {**_quantiles(found[found > 0]), "none_share": none_share}
 
 
-def _quantiles(values: NDArray[np.int64]) -> dict[str, Any]:
+def _quantiles(values: Counts) -> dict[str, Any]:
     names = ("median", "p90", "p99")
     if not len(values):
         return dict.fromkeys(("mean", *names, "shares"))
@@ -221,7 +191,7 @@ def _quantiles(values: NDArray[np.int64]) -> dict[str, Any]:
     return {**found, "shares": _octaves(values)}
 
 
-def _octaves(distances: NDArray[np.int64]) -> dict[str, float]:
+def _octaves(distances: Counts) -> dict[str, float]:
     """Returns the share of the distances in 1, 2-3, 4-7, 8-15, ..."""
     counts = np.bincount(np.log2(distances).astype(np.int64))
     names = map(octave_name, range(len(counts)))
@@ -237,24 +207,6 @@ def _pad_share(rule: Rule, ids: Ids, seed: int, start: int) -> float:
     return pads / ids.size
 
 
-def _entropy_bits(counts: NDArray[np.int64]) -> float:
+def _entropy_bits(counts: Counts) -> float:
     shares = counts[counts > 0] / max(counts.sum(), 1)
     return float(-(shares * np.log2(shares)).sum()) + 0.0
-
-
-def _nearest(ids: Ids, usable: Bools) -> Ids:
-    """Returns at every place the id of the last usable token before it; -1 where there is none."""
-    places = np.where(usable, np.arange(ids.shape[1]), -1)
-    before = np.maximum.accumulate(places, axis=1)
-    before = np.concatenate([np.full((len(ids), 1), -1), before[:, :-1]], axis=1)
-    found = np.take_along_axis(ids, np.maximum(before, 0), axis=1)
-    return np.where(before < 0, -1, found).astype(np.int16)
-
-
-def _modes(ids: Ids, usable: Bools) -> Ids:
-    """Returns at every place the most frequent usable id of its sequence."""
-    modes = [
-        np.bincount(row[mask]).argmax() if mask.any() else -1
-        for row, mask in zip(ids, usable, strict=True)
-    ]
-    return np.repeat(np.array(modes, dtype=np.int16)[:, None], ids.shape[1], axis=1)

@@ -1,4 +1,8 @@
-"""Images in webdataset tars, exactly once: index, fractions, order, reading, writing.
+"""Images in webdataset tars, exactly once.
+
+`read`: from a source to an index. `choose`: fractions and the order. `load`: batches of pixels.
+`stream`: the same where nothing can be read at random places; `opening` decides between the two.
+`write`: making, copying and checking shards. `tools`: the command.
 
 Names load their module when they are first used: looking at an index needs no torch.
 """
@@ -9,54 +13,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitwarm.shards.crops import EvalCrop, TrainCrop
-    from vitwarm.shards.fraction import Subset, choose_fraction, choose_list
-    from vitwarm.shards.index import ShardIndex
-    from vitwarm.shards.loader import (
-        EvalLoader,
-        ImageBatch,
-        ImageLoader,
-        TrainLoader,
-        make_train_loader,
-        make_val_loader,
-    )
-    from vitwarm.shards.order import Order
-    from vitwarm.shards.reader import Decoded, decode_all, first_size
+    from vitwarm.shards.choose.fraction import Subset, choose_fraction, choose_list
+    from vitwarm.shards.choose.order import Order
+    from vitwarm.shards.load.batch import EvalLoader, ImageBatch, TrainLoader
+    from vitwarm.shards.load.crops import EvalCrop, TrainCrop
+    from vitwarm.shards.load.reader import Decoded, decode_all, first_size
+    from vitwarm.shards.opening import make_train_loader, make_val_loader, open_shards
+    from vitwarm.shards.read.index import ShardIndex, check_classes
 
-_HOMES = {
-    "crops": ("EvalCrop", "TrainCrop"),
-    "fraction": ("Subset", "choose_fraction", "choose_list"),
-    "index": ("ShardIndex",),
-    "loader": (
-        "EvalLoader", "ImageBatch", "ImageLoader", "TrainLoader",
-        "make_train_loader", "make_val_loader",
-    ),
-    "order": ("Order",),
-    "reader": ("Decoded", "decode_all", "first_size"),
-}  # fmt: skip
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+#: Where names are looked for: what needs torch comes last.
+_HOMES = (
+    "read.index", "choose.fraction", "choose.order", "load.crops", "opening", "load.batch",
+    "load.reader",
+)  # fmt: skip
 
 __all__ = [
     "Decoded",
     "EvalCrop",
     "EvalLoader",
     "ImageBatch",
-    "ImageLoader",
     "Order",
     "ShardIndex",
     "Subset",
     "TrainCrop",
     "TrainLoader",
+    "check_classes",
     "choose_fraction",
     "choose_list",
     "decode_all",
     "first_size",
     "make_train_loader",
     "make_val_loader",
+    "open_shards",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    for home in _HOMES if name in __all__ else ():
+        if hasattr(module := import_module(f"{__name__}.{home}"), name):
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

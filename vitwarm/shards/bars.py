@@ -1,33 +1,26 @@
-"""A progress bar where somebody looks: on a terminal, and only if the work takes some seconds."""
+"""A progress bar where somebody looks, and only if the work takes some seconds."""
 
 from __future__ import annotations
 
-import sys
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from vitwarm.informing import shows_bars
 
 
-class Bar(Protocol):
-    """What is used of tqdm."""
+class Bar(tqdm):
+    """Without tqdm's thread, which it starts even for a bar that it does not show."""
 
-    def update(self, n: float | None = 1) -> Any: ...
-    def close(self) -> Any: ...
-
-
-class _NoBar:
-    """tqdm starts a thread even for a bar that it does not show; workers are forked later."""
-
-    def update(self, n: float | None = 1) -> None:
-        return None
-
-    def close(self) -> None:
-        return None
+    monitor_interval = 0
 
 
-def make_bar(what: str, *, total: int, unit: str) -> Bar:
-    """Returns a bar that appears after three seconds, or one that does nothing."""
-    if not sys.stderr.isatty():
-        return _NoBar()
-    from tqdm import tqdm
+def make_bar(what: str, *, total: int, unit: str = "", items: Iterable[Any] | None = None) -> Any:
+    """Returns a bar that appears after three seconds, or never where nobody looks.
 
-    bar: Bar = tqdm(desc=what, total=total, unit=unit, delay=3, leave=False)
-    return bar
+    Args:
+        items: counted by the bar as it is iterated over; without them it is updated by hand.
+    """
+    how: dict[str, Any] = {"delay": 3, "leave": False, "disable": not shows_bars()}
+    return Bar(items, desc=what, total=total, unit=unit, **how)

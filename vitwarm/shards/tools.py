@@ -3,7 +3,9 @@
   vitwarm shards make FOLDER OUT [--val FOLDER]      an image folder (or ImageNet's tars) to shards
   vitwarm shards info SOURCE                         counts, classes, sizes
   vitwarm shards check SOURCE                        everything that is wrong with them
-  vitwarm shards materialise SOURCE OUT --fraction F a fraction as new tars
+  vitwarm shards materialise SOURCE OUT --fraction F a fraction, a list or some classes as new tars
+  vitwarm shards fractals OUT                        labelled fractal images (FractalDB), drawn anew
+  vitwarm shards voc VOCdevkit/VOC2012 OUT           Pascal VOC with masks and boxes, for the probe
 
 SOURCE is what data.train may be: a folder of tars, DIR/SPLIT, or a pattern such as
 DIR/imagenet1k-train-{0000..1023}.tar.
@@ -14,18 +16,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vitwarm.errors import ShardError
-from vitwarm.files import write_text
-from vitwarm.shards.bars import Bar, make_bar
-from vitwarm.shards.sources import is_streamed
+from vitwarm.records import count_cpus
+from vitwarm.shards.read.sources import is_streamed
+from vitwarm.shards.write.pool import terminable
 
 if TYPE_CHECKING:
-    from vitwarm.shards.fraction import Subset
-    from vitwarm.shards.index import ShardIndex
+    from vitwarm.shards.read.index import ShardIndex
+    from vitwarm.shards.read.labels import LabelOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,13 +45,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--json", action="store_true", help="one JSON object instead of text")
     part.add_argument("source", help="a folder of tars, DIR/SPLIT or a pattern")
     part.add_argument("out", type=Path, help="folder for the new tars")
-    which = part.add_mutually_exclusive_group(required=True)
+    which = part.add_mutually_exclusive_group()
     which.add_argument("--fraction", type=float, help="share of the images, such as 0.1")
     which.add_argument("--list", type=Path, dest="image_list", help="a file of keys, one a line")
+    part.add_argument(
+        "--classes",
+        help="only these classes, relabelled from 0 in their old order: names of classes.txt or "
+        "labels, with commas between, or a file with one a line (ImageNet-100's)",
+    )
     part.add_argument("--seed", type=int, default=0, help="data.subset_seed of the fraction")
     part.add_argument("--split", default="train", help="name of the split in the new _info.json")
     for one in (info, check, part):
+        one.add_argument(
+            "--label-from",
+            choices=("cls", "json", "folder", "text"),
+            help="where labels are: KEY.cls, KEY.json, the key's folder, or KEY.txt",
+        )
         one.add_argument("--label-key", help="field of KEY.json that is the label")
+        one.add_argument(
+            "--class-names",
+            help="file with the classes' names in the order of their labels, one a line (data."
+            "classes); default: _info.json or classes.txt beside the shards",
+        )
+    fractals = commands.add_parser("fractals", help="draw labelled fractals (FractalDB)")
+    fractals.add_argument("out", type=Path, help="folder for the new tars")
+    for name, default, text in (
+        ("classes", 1000, "systems of maps, each a class"),
+        ("per-class", 1000, "training images of each"),
+        ("val-per-class", 0, "validation images of each, others of the same classes"),
+        ("size", 362, "pixels of both sides"),
+        ("points", 200_000, "points per image"),
+        ("seed", 0, "of everything"),
+        ("images-per-shard", 1250, "about"),
+    ):
+        fractals.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default:,})")
+    fractals.add_argument("--workers", type=int, help="processes that draw; default: all cores")
+    voc = commands.add_parser("voc", help="write Pascal VOC with its masks and boxes")
+    voc.add_argument("source", type=Path, help="a folder such as VOCdevkit/VOC2012")
+    voc.add_argument("out", type=Path, help="folder for the new tars")
+    voc.add_argument("--masked-only", action="store_true", help="images with masks alone")
+    voc.add_argument("--images-per-shard", type=int, default=1250)
 
 
 def add_make_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,10 +109,15 @@ def add_make_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the order they are written in")
 
 
+@terminable()
 def run(args: argparse.Namespace) -> int:
     """Runs one subcommand. Returns 0; 1 where a check found problems."""
     if args.command == "make":
         return run_make(args)
+    if args.command == "fractals":
+        return _run_fractals(args)
+    if args.command == "voc":
+        return _run_voc(args)
     if is_streamed(args.source):
         raise ShardError(
             f"{args.source!r} is streamed; `vitwarm shards {args.command}` reads shards on a disk. "
@@ -85,10 +125,23 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.command == "check":
         return _run_check(args)
-    from vitwarm.shards.index import ShardIndex
+    from vitwarm.shards.read.index import ShardIndex
 
-    index = ShardIndex.open(args.source, label_key=args.label_key)
+    index = ShardIndex.open(args.source, **_labels(args))
     return _run_info(index, args) if args.command == "info" else _run_materialise(index, args)
+
+
+def _labels(args: argparse.Namespace) -> LabelOptions:
+    if args.label_key and args.label_from not in (None, "json"):
+        raise ShardError(
+            f"--label-key is {args.label_key!r}, a field of KEY.json, and --label-from is "
+            f"{args.label_from!r}. Leave one out."
+        )
+    return {
+        "label_key": args.label_key,
+        "label_from": args.label_from,
+        "classes": args.class_names,
+    }
 
 
 def run_make(args: argparse.Namespace) -> int:
@@ -97,7 +150,7 @@ def run_make(args: argparse.Namespace) -> int:
     if args.digits:
         if sources:
             raise ShardError(f"--digits needs only the folder to write to; given: {args.paths}.")
-        from vitwarm.shards.digits import write_digits
+        from vitwarm.shards.write.digits import write_digits
 
         write_digits(out)
         print(f"digits: 1,297 training and 500 validation images in {out}")
@@ -107,7 +160,7 @@ def run_make(args: argparse.Namespace) -> int:
             "Two paths are needed, the images and where to write, but "
             f"{' '.join(map(str, args.paths))} is given. Use FOLDER OUT, or --digits OUT."
         )
-    from vitwarm.shards.make import make_shards
+    from vitwarm.shards.write.make import make_shards
 
     counts = make_shards(
         sources[0],
@@ -119,15 +172,53 @@ def run_make(args: argparse.Namespace) -> int:
         images_per_shard=args.images_per_shard,
         seed=args.seed,
     )
-    for split, n in counts.items():
-        print(f"{split}: {n:,} images, data.{'train' if split == 'train' else 'val'}={out}/{split}")
+    _print_counts(counts, out)
     if "validation" not in counts:
         print("no validation images: give --val FOLDER or --val-share 0.1 to have some")
     return 0
 
 
+def _print_counts(counts: dict[str, int], out: Path) -> None:
+    for split, n in counts.items():
+        field = "train" if split == "train" else "val"
+        print(f"{split}: {n:,} images, data.{field}={out}/{split}")
+
+
+def _run_fractals(args: argparse.Namespace) -> int:
+    from vitwarm.shards.write.fractals import FractalSet, write_fractals
+
+    what = FractalSet(
+        n_classes=args.classes,
+        per_class=args.per_class,
+        val_per_class=args.val_per_class,
+        size=args.size,
+        points=args.points,
+        seed=args.seed,
+    )
+    workers = count_cpus() if args.workers is None else args.workers
+    began = time.monotonic()
+    counts = write_fractals(args.out, what, workers=workers, images_per_shard=args.images_per_shard)
+    rate = sum(counts.values()) / (time.monotonic() - began)
+    _print_counts(counts, args.out)
+    print(f"{rate:,.0f} images/s with {workers} process(es), classes included")
+    return 0
+
+
+def _run_voc(args: argparse.Namespace) -> int:
+    from vitwarm.shards.write.voc import make_voc_shards
+
+    counts = make_voc_shards(
+        args.source,
+        args.out,
+        masked_only=args.masked_only,
+        images_per_shard=args.images_per_shard,
+    )
+    _print_counts(counts, args.out)
+    return 0
+
+
 def _run_info(index: ShardIndex, args: argparse.Namespace) -> int:
-    from vitwarm.shards.checking import describe
+    from vitwarm.shards.write.checking import describe
 
     facts = describe(index)
     if args.json:
@@ -141,15 +232,13 @@ def _run_info(index: ShardIndex, args: argparse.Namespace) -> int:
 
 
 def _run_check(args: argparse.Namespace) -> int:
-    from vitwarm.shards.checking import check_shards
+    from vitwarm.shards.write.checking import check_shards
 
-    cores = len(os.sched_getaffinity(0))
     findings = check_shards(
         args.source,
-        label_key=args.label_key,
+        **_labels(args),
         decode=not args.no_decode,
-        workers=cores if args.workers is None else args.workers,
-        progress=_Bars(),
+        workers=count_cpus() if args.workers is None else args.workers,
     )
     if args.json:
         print(json.dumps(dataclasses.asdict(findings)))
@@ -158,76 +247,39 @@ def _run_check(args: argparse.Namespace) -> int:
         print(f"note: {note}")
     for problem in findings.problems:
         print(f"PROBLEM: {problem}")
+    n, n_decoded = findings.n_images, findings.n_decoded
+    decoded = f"{n:,} decoded" if n_decoded == n else f"{n_decoded:,} of {n:,} decoded"
     print(
-        f"{findings.n_images:,} images of {findings.n_classes:,} classes in {findings.n_shards:,} "
-        f"shards, {findings.n_decoded:,} decoded: {len(findings.problems) or 'no'} problem(s)"
+        f"{n:,} images of {findings.n_classes:,} classes in {findings.n_shards:,} shards, "
+        f"{'none decoded (--no-decode)' if args.no_decode else decoded}: "
+        f"{len(findings.problems) or 'no'} problem(s)"
     )
     return 1 if findings.problems else 0
 
 
 def _run_materialise(index: ShardIndex, args: argparse.Namespace) -> int:
-    from vitwarm.shards.fraction import choose_fraction, choose_list
+    from vitwarm.shards.choose.fraction import (
+        choose_all,
+        choose_classes,
+        choose_fraction,
+        choose_list,
+    )
+    from vitwarm.shards.write.materialise import find_labels, materialise
 
+    if args.image_list is None and args.fraction is None and args.classes is None:
+        raise ShardError(
+            "materialise needs to know which images to write. Give --fraction 0.1, --list FILE or "
+            "--classes NAMES."
+        )
+    labels = find_labels(index, args.classes) if args.classes is not None else None
+    subset = choose_all(index) if labels is None else choose_classes(index, labels)
     if args.image_list is not None:
-        subset = choose_list(index, args.image_list)
-    else:
-        subset = choose_fraction(index, args.fraction, seed=args.seed)
-    materialise(index, subset, args.out, split=args.split)
+        subset = choose_list(index, args.image_list, among=subset)
+    elif args.fraction is not None:
+        subset = choose_fraction(index, args.fraction, seed=args.seed, among=subset)
+    materialise(index, subset, args.out, split=args.split, labels=labels)
     print(
         f"{len(subset):,} of {index.n_images:,} images, data.train={args.out}/{args.split}\n"
         f"subset sha256 {subset.sha256}"
     )
     return 0
-
-
-def materialise(index: ShardIndex, subset: Subset, out: Path, *, split: str = "train") -> None:
-    """Writes some images of an index as new tars, bytes as they are, in random order.
-
-    Keys stay, so that smaller fractions of the new shards are those of the old ones. The keys lie
-    in `subset.txt`; `_info.json` and `classes.txt` are written too.
-
-    Raises: ShardError: `out` holds shards already or cannot be written.
-    """
-    import numpy as np
-
-    from vitwarm.seeding import hash_bits, mix_u64
-    from vitwarm.shards.make import IMAGES_PER_SHARD
-    from vitwarm.shards.reader import ImageReader
-    from vitwarm.shards.writer import Sample, check_empty, write_info, write_shards
-
-    check_empty(out)
-    reader = ImageReader(index, subset.rows)
-    hashes = np.asarray(index.key_hashes)[subset.rows]
-    rows = subset.rows[np.argsort(mix_u64(hashes, hash_bits(0, "materialise")))]
-
-    def samples() -> Any:
-        for row in rows.tolist():
-            data = reader.read(row)
-            ending = "png" if data[:4] == b"\x89PNG" else "webp" if data[8:12] == b"WEBP" else "jpg"
-            yield Sample(index.keys[row], ending, data, int(index.labels[row]))
-
-    n_shards = max(1, round(len(rows) / IMAGES_PER_SHARD))
-    name = out.resolve().name or "subset"
-    lengths = write_shards(
-        out, f"{name}-{split}", samples(), n_samples=len(rows), n_shards=n_shards
-    )
-    classes = index.paths[0].parent / "classes.txt"
-    names = classes.read_text(encoding="utf-8").splitlines() if classes.is_file() else []
-    if len(names) != index.n_classes:
-        names = [str(label) for label in range(index.n_classes)]
-    write_text(out / "subset.txt", "".join(f"{index.keys[row]}\n" for row in subset.rows))
-    write_info(out, name, {split: lengths}, names)
-
-
-class _Bars:
-    """A progress bar per kind of work."""
-
-    def __init__(self) -> None:
-        self.bars: dict[str, tuple[Bar, int]] = {}
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        bar, before = self.bars.get(what) or (make_bar(what, total=total, unit=""), 0)
-        bar.update(done - before)
-        self.bars[what] = bar, done
-        if done >= total:
-            bar.close()

@@ -4,12 +4,18 @@
     vitwarm sweep --config configs/sweep/quickstart.yaml run.root=runs slots=2
 
 The same command again resumes: rows with a record are not run a second time, rows that failed are
-tried again.
+tried again. With one of these in addition it looks at the sweep, or steers it:
+
+    --status          every row: waiting, running, finished, failed; where, and how far it is
+    --watch           the same, until nothing waits or runs; then 0 if all rows have their result
+    --cancel          end it; the runs in progress save, the command without it goes on
+    --retry-failed    run the rows that failed, and no others
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
 
 def run_sweep(
     config: SweepConfig, *, recipe: str | Path | None = None, stages: Stages | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print, only_failed: bool = False,
 ) -> SweepResult:  # fmt: skip
     """Plans a sweep and runs every row that has no result yet.
 
@@ -31,29 +37,26 @@ def run_sweep(
         recipe: the file that `config` came from; `base` and the arms' recipes are relative to it.
         stages: stand-ins for the other stages (tests).
         say: takes the lines for people.
+        only_failed: run the rows that failed, and what these need; no others.
     Returns: what became of every row; `exit_code` is 1 if any has no result. With
-        `executor=slurm`: what is done before the jobs start.
-    Raises: ConfigError and what the other stages refuse, before anything has run; Stopped after a
-        signal, once the runs in progress have saved.
+        `executor=slurm`: what needs no job.
+    Raises: ConfigError and what the other stages refuse, before anything has run; RunError: another
+        process runs this sweep; Stopped after a signal, once the runs in progress have saved.
     """
-    from vitwarm.sweep.board import Board, SweepResult
+    from vitwarm.sweep.board import SweepResult
     from vitwarm.sweep.execute import run_plan
-    from vitwarm.sweep.launch import submit_slurm, write_slurm
     from vitwarm.sweep.plan import make_plan
-    from vitwarm.sweep.stages import Stages
+    from vitwarm.sweep.stages import choose_stages
+    from vitwarm.sweep.steer import pick_failed, submit
 
-    stages = stages or Stages()
+    stages = choose_stages(config, stages)
     plan = make_plan(config, recipe=Path(recipe) if recipe else None, stages=stages)
-    if config.executor == "local":
-        return run_plan(plan, run=config.run, slots=config.slots, stages=stages, say=say)
-    settled, left = Board(plan, stages).settle(plan.rows)
-    if left:
-        submission = write_slurm(plan, config, left)
-        say(
-            f"{submission.n_jobs} of {len(plan.rows)} rows to run; scripts in {plan.home / 'slurm'}"
-        )
-        say(submit_slurm(submission))
-    return SweepResult(plan.home, settled)
+    rows = pick_failed(plan) if only_failed else plan.rows
+    if not rows:
+        return SweepResult(plan.home)
+    if config.executor == "slurm":
+        return submit(plan, config, rows, stages=stages, say=say)
+    return run_plan(plan, rows=rows, run=config.run, slots=config.slots, stages=stages, say=say)
 
 
 def show_plan(
@@ -62,9 +65,9 @@ def show_plan(
     """Returns the sweep's plan in words: rows, steps, samples, what is done, an estimate."""
     from vitwarm.sweep.plan import make_plan
     from vitwarm.sweep.show import describe_plan
-    from vitwarm.sweep.stages import Stages
+    from vitwarm.sweep.stages import choose_stages
 
-    stages = stages or Stages()
+    stages = choose_stages(config, stages)
     plan = make_plan(config, recipe=Path(recipe) if recipe else None, stages=stages)
     return describe_plan(plan, config, stages)
 
@@ -72,7 +75,13 @@ def show_plan(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the words of `vitwarm sweep`."""
     parser.add_argument("--config", metavar="FILE", help="a recipe (configs/sweep/*.yaml)")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    how.add_argument("--status", action="store_true", help="show the state of every row")
+    how.add_argument("--watch", action="store_true", help="the same, until the sweep has ended")
+    how.add_argument("--cancel", action="store_true", help="end the sweep, here or in SLURM")
+    how.add_argument("--retry-failed", action="store_true", help="run only the rows that failed")
+    parser.add_argument("--json", action="store_true", help="with --status: one JSON object")
     parser.add_argument("--plan", metavar="FILE", help="a plan.json, for --row")
     parser.add_argument("--row", metavar="KEY", help="run one row of --plan, as array jobs do")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
@@ -85,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.plan or args.row:
         return _run_alone(args.plan, args.row)
+    if not args.config and args.overrides and "=" not in args.overrides[0]:
+        args.config = args.overrides.pop(0)  # `vitwarm sweep --status FILE`
     if not args.config:
         raise ConfigError(
             "--config is not given; a sweep needs a recipe: --config configs/sweep/quickstart.yaml."
@@ -94,14 +105,44 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(show_plan(config, recipe=recipe))
         return 0
-    result = run_sweep(config, recipe=recipe)
-    for one in result.failed:
-        from vitwarm.sweep.rows import describe_row
+    if args.status or args.watch or args.cancel:
+        return _look(args, config)
+    result = run_sweep(config, recipe=recipe, only_failed=args.retry_failed)
+    return _tell(result, shlex.join(["vitwarm", "sweep", "--config", args.config, *args.overrides]))
 
+
+def _look(args: argparse.Namespace, config: SweepConfig) -> int:
+    from vitwarm.sweep.rows import home_of
+    from vitwarm.sweep.status import describe_status, read_status, to_json
+    from vitwarm.sweep.steer import cancel, watch
+
+    home = home_of(config)
+    if args.watch:
+        return watch(home)
+    if args.cancel:
+        cancel(home)
+        return 0
+    status = read_status(home)
+    print(to_json(status) if args.json else "\n".join(describe_status(status)))
+    return 0
+
+
+def _tell(result: SweepResult, command: str) -> int:
+    """Says what came of a sweep, and what to do next."""
+    from vitwarm.sweep.rows import describe_row
+
+    for one in result.failed:
         print(f"{one.state.upper():<8} {describe_row(one.row)}: {one.reason}", file=sys.stderr)
+    n_rows = len(result.done) + result.n_left
     n_done = sum(one.state == "finished" for one in result.done)
-    print(f"{n_done} of {len(result.done)} rows have their result. Next:")
-    print(f"vitwarm report {result.folder} --out {result.folder / 'report'}")
+    if not n_rows:
+        print("No row has failed: there is nothing to run again.")
+    elif result.n_left:
+        print(f"{n_done} of {n_rows} rows have their result, {result.n_left} are SLURM's. To look:")
+        print(f"{command} --status")
+    else:
+        print(f"{n_done} of {n_rows} rows have their result. Next:")
+        print(f"vitwarm report {result.folder} --out {result.folder / 'report'}")
     return result.exit_code
 
 

@@ -7,7 +7,7 @@ control (`handoff.allow_failed`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vitwarm.config import TrainRun
@@ -43,6 +43,8 @@ class SweepResult:
     folder: Path
     """The sweep's own folder, which a report takes."""
     done: list[Done] = field(default_factory=list)
+    n_left: int = 0
+    """Rows that are SLURM's now, in addition to `done`."""
 
     @property
     def failed(self) -> list[Done]:
@@ -88,9 +90,7 @@ class Board:
                 self.ready[row.key] = self._ready(row)
             ready = self.ready[row.key]
             found = find_result(row, ready.folder)
-            if found is None:
-                return ready
-            return Done(row, "finished", "", ready.folder, found.record, before=True)
+            return replace(found, before=True) if found else ready
         except _Refused as error:
             return Done(row, "refused", str(error))
         except VitwarmError as error:
@@ -128,13 +128,12 @@ class Board:
 
     def finish(self, row: Row, outcome: Outcome, ready: Ready, log: Path) -> Done:
         """Judges a row that a worker has ended, by what stands in its folder."""
-        state: State = outcome.state
-        reason = outcome.reason
         found = find_result(row, ready.folder)
-        if state == "finished" and found is None:
-            state, reason = "failed", f"it ended without a result in {ready.folder}"
-        if state == "failed":
-            reason = f"{reason} (see {log})"
+        if outcome.state == "finished" and found:
+            return found
+        state: State = "unfinished" if outcome.state == "unfinished" else "failed"
+        reason = outcome.reason or f"it ended without a result in {ready.folder}"
+        reason = f"{reason} (see {log})" if state == "failed" else reason
         return Done(row, state, reason, ready.folder, found.record if found else None)
 
     def _ready(self, row: Row) -> Ready:
@@ -161,26 +160,19 @@ class Board:
         chance = max(chance, record.order_blind_percent or 0.0)
         label = row.arms[0].split(",")[0]
         raise _Refused(
-            f"its warm-up learned nothing ({accuracy:.1f} % of hidden tokens right, {chance:.1f} % "
-            "can be had without the order) and is not handed off. Warm up longer, or if the arm is "
-            f"a control, set arms.{label}.train.handoff.allow_failed to true"
+            f"its warm-up learned nothing (held-out accuracy {accuracy:.1f} %, order-blind "
+            f"baseline {chance:.1f} %) and is not handed off. Warm up longer, or if the arm is a "
+            f"control, set arms.{label}.train.handoff.allow_failed to true"
         )
 
 
-@dataclass(frozen=True)
-class Result:
-    """That a row has its result; initialisers leave no record."""
-
-    record: Record | None
-
-
-def find_result(row: Row, folder: Path) -> Result | None:
-    """Returns what a finished row left: a record, for a warm-up with its trunk, or a file."""
+def find_result(row: Row, folder: Path) -> Done | None:
+    """Returns a row that has its result: a record, for a warm-up with its trunk, or a file."""
+    record = None if row.kind == "init" else RunFolder(folder).record
     if row.kind == "init":
-        return Result(None) if folder.is_file() else None
-    record = RunFolder(folder).record
-    if record is None or record.status != "finished":
-        return None
-    if row.kind == "warmup" and not (folder / "trunk.safetensors").is_file():
-        return None
-    return Result(record)
+        is_there = folder.is_file()
+    else:
+        is_there = record is not None and record.status == "finished"
+    if row.kind == "warmup":
+        is_there = is_there and (folder / "trunk.safetensors").is_file()
+    return Done(row, "finished", "", folder, record) if is_there else None

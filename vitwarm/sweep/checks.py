@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitwarm.config import ArmConfig, SweepConfig
+from vitwarm.config import ArmConfig, SweepConfig, TrainRun, WarmupRun, value_of
 from vitwarm.errors import ConfigError, nearest
 
 #: The axes of the report: they change how many images there are.
@@ -28,22 +29,29 @@ class Axes:
 
 
 def split_axes(config: SweepConfig) -> Axes:
-    """Sorts the fields of `over`. Raises: ConfigError: a field without a list of values."""
+    """Sorts the fields of `over`. Raises: ConfigError: a field without a list of usable values."""
     axes = Axes({}, {}, {}, {})
     for name, values in dict(_flatten(config.over, "")).items():
         if not isinstance(values, list) or not values:
             raise ConfigError(
                 f"over.{name} is {values!r}; give a list of values, or leave the field out."
             )
+        values = [value_of(_schema_of(name), name, value) for value in values]
+        if any(value in values[:place] for place, value in enumerate(values)):
+            raise ConfigError(f"over.{name} is {values}; give each value once.")
         if name in SIZE_FIELDS:
             axes.sizes[name] = values
-        elif name.split(".")[0] in ("warmup", "rule"):
+        elif _schema_of(name) is WarmupRun:
             axes.warm[name] = values
         elif name.split(".")[0] == "handoff":
             axes.handoff[name] = values
         else:
             axes.settings[name] = values
     return axes
+
+
+def _schema_of(name: str) -> type[TrainRun] | type[WarmupRun]:
+    return WarmupRun if name.split(".")[0] in ("warmup", "rule") else TrainRun
 
 
 def _flatten(plain: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -55,10 +63,34 @@ def _flatten(plain: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
             yield f"{prefix}{name}", value
 
 
+def spell_out(config: SweepConfig) -> SweepConfig:
+    """Returns the sweep with `core: TRUNK` as what it is short for: an initialiser, its parameter.
+
+    Raises: ConfigError: an arm that starts from something else as well.
+    """
+    arms = {}
+    for label, arm in config.arms.items():
+        if arm.core is not None:
+            _check_single(f"arms.{label}", arm)
+            params = {**arm.init_params, "core": arm.core}
+            arm = dataclasses.replace(arm, core=None, init="expand", init_params=params)
+        arms[label] = arm
+    return dataclasses.replace(config, arms=arms)
+
+
 def check_sweep(config: SweepConfig, axes: Axes) -> None:
     """Raises ConfigError for fields that contradict each other, naming them and the remedy."""
-    if not config.seeds or len(set(config.seeds)) != len(config.seeds):
-        raise ConfigError(f"seeds is {config.seeds}; give at least one seed, each of them once.")
+    for fraction, n in config.n_seeds.items():
+        if not 1 <= n <= len(config.seeds):
+            raise ConfigError(
+                f"n_seeds has {n} seeds at the fraction {fraction:g}; seeds lists "
+                f"{len(config.seeds)}. Give a number from 1 to {len(config.seeds)}."
+            )
+        if fraction not in (fractions := axes.sizes.get("data.fraction", [])):
+            raise ConfigError(
+                f"n_seeds has the fraction {fraction:g}, which no row has. Give one of "
+                f"over.data.fraction ({', '.join(map(str, fractions)) or 'which is not given'})."
+            )
     if config.executor == "local" and config.run.devices * config.run.nodes > 1:
         raise ConfigError(
             f"run.devices is {config.run.devices} and run.nodes is {config.run.nodes}; a sweep on "
@@ -76,13 +108,19 @@ def check_sweep(config: SweepConfig, axes: Axes) -> None:
         _check_arm(config, label, arm)
 
 
-def _check_arm(config: SweepConfig, label: str, arm: ArmConfig) -> None:
-    where = f"arms.{label}"
-    given = [name for name in ("warmup", "trunk", "init") if getattr(arm, name)]
+def _check_single(where: str, arm: ArmConfig) -> list[str]:
+    """What an arm starts from: at most one thing."""
+    given = [name for name in ("warmup", "trunk", "init", "core") if getattr(arm, name)]
     if len(given) > 1:
         raise ConfigError(
             f"{where} has {' and '.join(given)}; an arm starts from one of them. Leave one out."
         )
+    return given
+
+
+def _check_arm(config: SweepConfig, label: str, arm: ArmConfig) -> None:
+    where = f"arms.{label}"
+    given = _check_single(where, arm)
     for name, owner in (("set", "warmup"), ("init_params", "init")):
         if getattr(arm, name) and not getattr(arm, owner):
             raise ConfigError(f"{where}.{name} is given without {where}.{owner}; add that field.")
@@ -102,7 +140,7 @@ def _check_arm(config: SweepConfig, label: str, arm: ArmConfig) -> None:
     warmed = [name for name, one in config.arms.items() if one.warmup]
     if other not in warmed:
         raise ConfigError(
-            f"{where}.extra_samples_of is {other!r}, which is no arm with a warm-up recipe."
+            f"{where}.extra_samples_of is {other!r}, which is not an arm with a warm-up recipe."
             f"{nearest(other, warmed)} Arms with one: {', '.join(warmed) or 'none'}."
         )
     if arm.warmup or arm.trunk:

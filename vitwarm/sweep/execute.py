@@ -6,22 +6,22 @@ folders are the memory: the same command again starts what is missing and resume
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing.connection
 import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from vitwarm.config import RunConfig, TrainRun, WarmupRun
 from vitwarm.errors import Stopped
+from vitwarm.interrupts import Interrupts
+from vitwarm.records import count_cpus, lock_folder
 from vitwarm.sweep.board import Board, Done, Ready, SweepResult, find_result
 from vitwarm.sweep.progress import SweepProgress
-from vitwarm.sweep.rows import Plan, Row, State, save_plan, set_fields
+from vitwarm.sweep.rows import Plan, Row, State, note_sweep, save_plan, set_fields
 from vitwarm.sweep.stages import Config, Stages
 from vitwarm.sweep.worker import Environment, Job, Outcome, Worker
 
@@ -35,10 +35,10 @@ def find_slots(run: RunConfig, slots: int | None) -> list[Environment]:
     Args:
         slots: runs at a time; none: one per GPU, else one per CPU core of this job.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = count_cpus()
     gpus = [] if run.device == "cpu" else _visible_gpus()
-    n_slots = slots or len(gpus) or cores or 1
-    threads = str(run.threads or max(1, (cores or 1) // n_slots))
+    n_slots = slots or len(gpus) or cores
+    threads = str(run.threads or max(1, cores // n_slots))
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
     return [
         {
@@ -50,20 +50,25 @@ def find_slots(run: RunConfig, slots: int | None) -> list[Environment]:
 
 
 def run_plan(
-    plan: Plan, *, run: RunConfig, slots: int | None = None, stages: Stages | None = None,
-    say: Callable[[str], None] = print,
+    plan: Plan, *, run: RunConfig, rows: list[Row] | None = None, slots: int | None = None,
+    stages: Stages | None = None, say: Callable[[str], None] = print,
 ) -> SweepResult:  # fmt: skip
     """Runs every row that has no result yet.
 
     Args:
         run: device, threads and progress for all rows.
+        rows: only these, with all that they need; none: the plan's.
         slots: as in `find_slots`.
         say: takes the lines for people.
     Returns: what became of every row, in the plan's order.
-    Raises: Stopped: after a signal, once the runs in progress have saved.
+    Raises: Stopped: after a signal, once the runs in progress have saved; RunError: another process
+        runs this sweep.
     """
-    save_plan(plan)
-    return _Executor(plan, run, slots, stages or Stages(), say).run()
+    part = dataclasses.replace(plan, rows=rows or plan.rows)
+    with lock_folder(plan.home):
+        save_plan(plan)
+        note_sweep(plan.home, part.rows)
+        return _Executor(part, run, slots, stages or Stages(), say).run()
 
 
 def run_alone(plan: Plan, key: str, stages: Stages | None = None) -> Done:
@@ -73,12 +78,7 @@ def run_alone(plan: Plan, key: str, stages: Stages | None = None) -> Done:
     """
     row = plan.row(key)
     board = Board(plan, stages or Stages(), writes=os.environ.get("SLURM_PROCID", "0") == "0")
-    for need in row.needs:
-        found = board.look(plan.row(need))
-        if isinstance(found, Done):
-            board.done[need] = found
-        else:
-            board.done[need] = Done(plan.row(need), "failed", "it has no result")
+    _look_at_needs(board, row)
     found = board.look(row)
     if isinstance(found, Done):
         board.add(found)
@@ -95,10 +95,20 @@ def run_alone(plan: Plan, key: str, stages: Stages | None = None) -> Done:
         raise
     if not board.writes:
         return Done(row, "finished", "", found.folder)
-    outcome = Outcome(key, "finished", "", 0.0)
-    done = board.finish(row, outcome, found, plan.home / "logs")
+    done = board.finish(row, Outcome("finished"), found, plan.home / "logs")
     board.add(done)
     return done
+
+
+def _look_at_needs(board: Board, row: Row) -> None:
+    """Tells the board what became of all that a row stands on, a graft's own warm-up included."""
+    for key in row.needs:
+        need = board.plan.row(key)
+        _look_at_needs(board, need)
+        found = board.look(need)
+        if not isinstance(found, Done):
+            found = Done(need, "failed", "it has no result")
+        board.done[key] = found
 
 
 class _Executor:
@@ -113,29 +123,43 @@ class _Executor:
         self.wanted_slots = slots
         self.stages = stages
         self.board = Board(plan, stages)
+        self.workers: list[Worker] = []
+        """Every process that was started and not closed; `idle` and `busy` are among them."""
         self.idle: list[Worker] = []
         self.busy: dict[str, tuple[Worker, Row, Ready]] = {}
         self.free: list[Environment] = []
         self.line = SweepProgress(plan, say, progress=run.progress)
 
     def run(self) -> SweepResult:
-        waiting = self._settle(list(self.plan.rows))
-        with _Signals() as signals:
+        """Runs what is missing. Whatever goes wrong in here, no worker outlives it."""
+        answer = "{signal}: the runs in progress save after their step; send it again to leave now."
+        signums = (signal.SIGINT, signal.SIGTERM)
+        with Interrupts(signums, answer=answer, before_leaving=self._kill) as interrupts:
             try:
+                waiting = self._settle(list(self.plan.rows))
                 if waiting:
                     self.free = find_slots(self.run_config, self.wanted_slots)
                     self.line.begin(waiting, len(self.free))
-                while (waiting or self.busy) and not signals.first:
+                while (waiting or self.busy) and not interrupts.first:
                     waiting = self._start(waiting)
                     self._collect()
                     waiting = self._settle(waiting)
-                if signals.first:
-                    self._stop(signals)
+                if interrupts.first:
+                    self._stop(interrupts.first)
+                for worker in self.workers:
+                    worker.close()
+            except BaseException:
+                self._kill()
+                raise
             finally:
-                self._close(kill=bool(signals.first) or sys.exc_info()[0] is not None)
                 self.line.end()
         order = [self.board.done[row.key] for row in self.plan.rows if row.key in self.board.done]
         return SweepResult(self.plan.home, order)
+
+    def _kill(self) -> None:
+        """Ends every worker at once; its last checkpoint and the results of others are kept."""
+        for worker in self.workers:
+            worker.kill()
 
     def _settle(self, waiting: list[Row]) -> list[Row]:
         settled, left = self.board.settle(waiting)
@@ -156,11 +180,12 @@ class _Executor:
                 continue
             if not self.idle:
                 self.idle.append(Worker(self.free.pop(0), self.stages.run_row))
+                self.workers.append(self.idle[-1])
             worker = self.idle.pop()
             config = _fit(found.config, worker.environment)
             self.board.start(row, found)
-            worker.send(Job(row.key, config, self._log(row)))
             self.busy[row.key] = (worker, row, found)
+            worker.send(Job(config, self._log(row)))
         return left
 
     def _collect(self) -> None:
@@ -181,15 +206,15 @@ class _Executor:
                 self.idle.append(worker)
             else:
                 worker.close()
+                self.workers.remove(worker)
                 self.free.append(worker.environment)
         self.line.refresh(len(self.busy))
 
-    def _stop(self, signals: _Signals) -> None:
-        """Lets the runs in progress save; a second signal does not wait for them."""
-        self.line.say(f"Stopping: {len(self.busy)} runs in progress save their state ...")
+    def _stop(self, signum: int) -> None:
+        """Lets the runs in progress save. Raises: Stopped."""
         for worker, _, _ in self.busy.values():
             worker.stop()
-        while self.busy and signals.count < 2:
+        while self.busy:
             for key, (worker, row, ready) in list(self.busy.items()):
                 outcome = worker.poll()
                 if outcome is not None:
@@ -197,19 +222,14 @@ class _Executor:
                     found = find_result(row, ready.folder)
                     state: State = "finished" if found else "unfinished"
                     self.board.add(Done(row, state, outcome.reason, ready.folder))
-                    self.idle.append(worker)
             time.sleep(0.05)
         n_done = sum(one.state == "finished" for one in self.board.done.values())
         raise Stopped(
-            f"Stopped by {signal.Signals(signals.first).name}; {n_done} of {len(self.plan.rows)} "
-            "rows have their result. Give the same command again: it resumes what was running and "
+            f"Stopped by {signal.Signals(signum).name}; {n_done} of {len(self.plan.rows)} "
+            "rows have their result. Run the same command again: it resumes what was running and "
             "runs nothing twice.",
-            exit_code=128 + signals.first,
+            exit_code=128 + signum,
         )
-
-    def _close(self, *, kill: bool) -> None:
-        for worker in [*self.idle, *(worker for worker, _, _ in self.busy.values())]:
-            worker.close(kill=kill)
 
     def _log(self, row: Row) -> Path:
         return self.plan.home / "logs" / f"{row.key}.log"
@@ -235,26 +255,3 @@ def _visible_gpus() -> list[str]:
     n = torch.cuda.device_count()
     names = [name for name in (listed or "").split(",") if name] or [str(i) for i in range(n)]
     return names[:n]
-
-
-class _Signals:
-    """Notes Ctrl-C and SIGTERM instead of breaking off; outside the main thread it notes none."""
-
-    def __init__(self) -> None:
-        self.first = 0
-        self.count = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._before[signum] = signal.signal(signum, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.first = self.first or signum
-        self.count += 1

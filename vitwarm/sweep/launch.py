@@ -2,8 +2,12 @@
 
 Three arrays: warm-ups and initialisers, trainings that need neither, and trainings that wait for
 the first array. `afterany` and not `afterok`: one failed warm-up must not hold back the arms of the
-others; a row whose own warm-up failed says so and ends. Every job saves two minutes before its
-limit (`--signal`), and puts itself back into the queue.
+others; a row whose own warm-up failed says so and ends. A job saves two minutes before its limit
+(`--signal`) or when it is preempted, and puts itself back into the queue.
+
+A script of our own and not submitit: arrays wait for arrays, a text file lists an array's rows, and
+the job's exit code (75: out of time, resumable) decides whether it queues again. submitit requeues
+by pickling a callable, and a run behind srun cannot save there either (submitit#1615).
 """
 
 from __future__ import annotations
@@ -24,26 +28,40 @@ from vitwarm.sweep.rows import Plan, Row, save_plan
 #: Options that the script sets by itself.
 OWN_OPTIONS = ("array", "signal", "requeue", "output", "open-mode", "job-name", "dependency")
 
+#: In `<home>/slurm`: a line for every array that was ever submitted, its job id and the stem of its
+#: script and list of keys. `vitwarm sweep --status` finds a row's job by it.
+JOBS_FILE = "jobs.txt"
+
+#: What was tried on SLURM 22.05 stands behind every line. srun answers SIGTERM by killing its step
+#: at once, so the run is signalled through scancel. One task of an array has the array's own number
+#: as its SLURM_JOB_ID, and to requeue that number is to requeue every task. A job that is cancelled
+#: or requeued by others is no longer RUNNING here, and to requeue it would bring it back.
 _SCRIPT = """\
 #!/bin/bash
 {options}
 # Each job of this array runs the row whose key stands on its line of {keys}.
 cd {cwd} || exit 1
 key=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {keys})
-late=
+job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 # The run saves on SIGTERM. Slurm sends USR1 to this shell alone, two minutes before the limit.
-trap 'late=1; kill -TERM "$run" 2>/dev/null' USR1
+trap 'scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
+# When the job is ended from outside, the run has the signal already and this shell waits for it.
+trap : TERM
+# Since 22.05 srun does not take over cpus-per-task by itself.
+[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 srun {python} -m vitwarm.cli sweep --plan {plan} --row "$key" &
 run=$!
 wait "$run"
-code=$?
 while kill -0 "$run" 2>/dev/null; do
-  wait "$run"  # the trap ended the first wait; the run is still saving
-  code=$?
+  wait "$run"  # a trap ended the first wait; the run is still saving
 done
-# 75: out of its own time limit, resumable.
-if [ -n "$late" ] || [ "$code" -eq 75 ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+wait "$run"  # once more: bash remembers how the run ended, also where it ended during the trap
+code=$?
+# 143: stopped by SIGTERM (the limit, a preemption); 75: out of its own time limit.
+if [ "$code" -eq 143 ] || [ "$code" -eq 75 ]; then
+  case $(squeue --noheader --jobs="$job" --format="%T %r") in
+    RUNNING* | *TimeLimit) scontrol requeue "$job" ;;
+  esac
 fi
 exit "$code"
 """
@@ -85,6 +103,7 @@ def write_slurm(plan: Plan, config: SweepConfig, rows: list[Row]) -> Submission:
     ]
     scripts: list[Path] = []
     jobs: dict[str, list[str]] = {}
+    jobs_file = shlex.quote(str((folder / JOBS_FILE).resolve()))
     for name, group, waits in (
         ("warmups", first, ()), ("inits", made, ("warmups",)), ("alone", alone, ()),
         ("trainings", after, ("warmups", "inits")),
@@ -100,6 +119,7 @@ def write_slurm(plan: Plan, config: SweepConfig, rows: list[Row]) -> Submission:
             depend = f"--dependency=afterany{after_any} " if earlier else ""
             lines.append(f"{variable}=$(sbatch --parsable {depend}{shlex.quote(str(script))})")
             lines.append(f'echo "{len(chunk)} jobs as ${{{variable}}}: {name}"')
+            lines.append(f'echo "${{{variable}}} {script.stem}" >> {jobs_file}')
             jobs.setdefault(name, []).append(variable)
     submit = folder / "submit.sh"
     write_text(submit, "\n".join(lines) + "\n")
@@ -120,7 +140,7 @@ def submit_slurm(submission: Submission) -> str:
     done = subprocess.run([str(submission.submit)], capture_output=True, text=True)
     if done.returncode != 0:
         raise ConfigError(
-            f"sbatch refused ({done.stderr.strip()}). Mend `sbatch` in the sweep's recipe and "
+            f"sbatch refused ({done.stderr.strip()}). Fix `sbatch` in the sweep's recipe and "
             "start it again; jobs that were accepted already do nothing twice."
         )
     return done.stdout.strip()
@@ -150,8 +170,9 @@ def _write_script(
         **{name.lstrip("-").replace("_", "-"): value for name, value in config.sbatch.items()},
     }
     lines = [
-        f"#SBATCH --{name}" + ("" if value is None else f"={value}")
+        f"#SBATCH --{name}" + ("" if value is None or value is True else f"={value}")
         for name, value in options.items()
+        if value is not False
     ]
     script = folder / f"{stem}.sh"
     quoted = {

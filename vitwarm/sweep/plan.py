@@ -16,9 +16,9 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vitwarm.config import (
     ArmConfig,
@@ -34,10 +34,12 @@ from vitwarm.config import (
 from vitwarm.errors import ConfigError
 from vitwarm.files import sha256_of
 from vitwarm.records import Record
-from vitwarm.sweep.checks import check_sweep, split_axes
-from vitwarm.sweep.rows import ArmKind, Plan, Row, make_key, set_fields
+from vitwarm.sweep.checks import check_sweep, spell_out, split_axes
+from vitwarm.sweep.rows import ArmKind, Plan, Row, home_of, make_key, set_fields
 from vitwarm.sweep.stages import InitConfig, Stages, WarmupFacts
 from vitwarm.units import to_steps
+
+T = TypeVar("T")
 
 #: Prefix in `init_params` that stands for the trunk of another arm's warm-up.
 ARM_PREFIX = "arm:"
@@ -54,7 +56,7 @@ def make_plan(
     Raises: ConfigError: fields that contradict each other or do not exist; and what the other
         stages refuse (an unknown rule, missing shards) before anything has run.
     """
-    return _Planner(config, recipe, stages or Stages()).make()
+    return _Planner(spell_out(config), recipe, stages or Stages()).make()
 
 
 def resolve(row: Row, config: TrainRun, *, trunk: Path | None, warm: Record | None) -> TrainRun:
@@ -86,15 +88,11 @@ class _Planner:
         self.config = config
         self.beside = recipe.parent if recipe else None
         self.stages = stages
-        self.home = Path(config.run.root) / "sweeps" / config.name
+        self.home = home_of(config)
         self.warmups: dict[str, Row] = {}
         self.inits: dict[str, Row] = {}
         self.trainings: list[Row] = []
-        self.images: dict[str, int] = {}
-        self.facts: dict[str, WarmupFacts] = {}
-        self.recipes: dict[str, WarmupRun] = {}
-        self.variants: dict[str, TrainRun] = {}
-        self.fitting: set[str] = set()
+        self.known: dict[str, Any] = {}
         self.axes = split_axes(config)
 
     def make(self) -> Plan:
@@ -107,11 +105,11 @@ class _Planner:
                 f"match is 'epochs', but train.steps is {base.train.steps} in {config.base}; "
                 "steps replace epochs. Set train.steps=null, or match=steps."
             )
-        for setting, size, seed in itertools.product(
-            _grid(self.axes.settings), _grid(self.axes.sizes), config.seeds
-        ):
-            for label, arm in config.arms.items():
-                self._add_arm(base, label, arm, setting, size, seed)
+        for setting, size in itertools.product(_grid(self.axes.settings), _grid(self.axes.sizes)):
+            fraction = float(size.get("data.fraction", base.data.fraction))
+            for seed in config.seeds[: config.n_seeds.get(fraction)]:
+                for label, arm in config.arms.items():
+                    self._add_arm(base, label, arm, setting, size, seed)
         rows = [*self.warmups.values(), *self.inits.values(), *self._by_seed()]
         return Plan(config.name, config.match, config.warmup_seeds, self.home, rows)
 
@@ -135,9 +133,7 @@ class _Planner:
             # The arm's own fields come last: what it was given by name is not overridden.
             own = {**setting, **size, **handoff, **arm.train}
             config = set_fields(self._override(base, own), {"seed": seed})
-            named = {**warm, **handoff} if len(warm_grid) > 1 else handoff
-            if arm.warmup:
-                named = {**warm, **handoff}
+            named = {**warm, **handoff} if arm.warmup or len(warm_grid) > 1 else handoff
             self._add_training(config, _label(label, named), arm, source, warm, setting)
 
     def _distinct_samples(
@@ -205,18 +201,24 @@ class _Planner:
     def _count(self, config: TrainRun) -> int:
         # A fraction has the same size for every seed; counting once is enough.
         data = config.data
-        key = json.dumps([data.train, data.fraction, data.image_list, data.label_key])
-        if key not in self.images:
-            self.images[key] = self.stages.count_images(config)
-        return self.images[key]
+        facts = (data.train, data.fraction, data.image_list, data.label_key)
+        return self._once(lambda: self.stages.count_images(config), "images", *facts)
+
+    def _once(self, find: Callable[[], T], *facts: Any) -> T:
+        """What a costly look found for the same facts before, or finds now."""
+        key = json.dumps(facts, sort_keys=True, default=str)
+        if key not in self.known:
+            self.known[key] = find()
+        found: T = self.known[key]
+        return found
 
     def _warmup_config(self, arm: ArmConfig, warm: dict[str, Any], seed: int) -> WarmupRun:
-        assert arm.warmup is not None
-        key = json.dumps([arm.warmup, warm, arm.set], default=str)
-        if key not in self.recipes:
-            recipe = load_config(WarmupRun, self._find(arm.warmup))
-            self.recipes[key] = with_overrides(recipe, {**warm, **arm.set})
-        config = self.recipes[key]
+        name, fields = str(arm.warmup), {**warm, **arm.set}
+
+        def load() -> WarmupRun:
+            return with_overrides(load_config(WarmupRun, self._find(name)), fields)
+
+        config = self._once(load, "warm-up", name, fields)
         config = dataclasses.replace(config, run=_merge_run(config.run, self.config.run))
         if self.config.warmup_seeds == "paired":
             config = dataclasses.replace(config, seed=seed)
@@ -224,16 +226,11 @@ class _Planner:
 
     def _override(self, base: TrainRun, fields: dict[str, Any]) -> TrainRun:
         """Checks fields of the recipe once, not for every seed."""
-        key = json.dumps(fields, sort_keys=True, default=str)
-        if key not in self.variants:
-            self.variants[key] = with_overrides(base, fields) if fields else base
-        return self.variants[key]
+        return self._once(lambda: with_overrides(base, fields) if fields else base, "base", fields)
 
     def _plan_warmup(self, config: WarmupRun) -> WarmupFacts:
-        digest = f"{config.name} {config_hash(config)}"
-        if digest not in self.facts:
-            self.facts[digest] = self.stages.plan_warmup(config)
-        return self.facts[digest]
+        facts = (config.name, config_hash(config))
+        return self._once(lambda: self.stages.plan_warmup(config), "plan", *facts)
 
     def _add_warmup(self, name: str | None, arm: ArmConfig, warm: dict[str, Any], seed: int) -> Row:
         config = self._warmup_config(arm, warm, seed)
@@ -252,12 +249,11 @@ class _Planner:
 
     def _check_trunk(self, name: str, warm: WarmupRun, train: TrainRun) -> None:
         """Once per pair of models: building them takes a tenth of a second."""
-        shapes = [warm.warmup.model, warm.warmup.model_kwargs, warm.warmup.n_tokens]
-        shapes += [train.train.model, train.train.model_kwargs, train.train.img_size]
-        key = json.dumps([*shapes, train.handoff.scope, train.handoff.blocks], default=str)
-        if key not in self.fitting:
-            self.stages.check_trunk(name, warm, train)
-            self.fitting.add(key)
+        both = "model", "model_kwargs", "grad_checkpointing"
+        shapes = [getattr(one, name) for one in (warm.warmup, train.train) for name in both]
+        shapes += [warm.warmup.n_tokens, warm.warmup.tie, train.train.img_size]
+        shapes += [train.handoff.scope, train.handoff.blocks]
+        self._once(lambda: self.stages.check_trunk(name, warm, train), "fit", *shapes)
 
     def _add_init(self, name: str, arm: ArmConfig, warm: dict[str, Any], train: TrainRun) -> Row:
         assert arm.init is not None

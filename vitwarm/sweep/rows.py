@@ -1,6 +1,7 @@
 """The rows of a sweep, and the two files that hold them: plan.json to run from, manifest.json to
 label a report with. What became of a row stands in a small file of its own, `rows/<key>.json`,
-written by whoever ran it, so that jobs on many machines never write one file.
+written by whoever ran it, so that jobs on many machines never write one file. Who runs a sweep
+without a cluster stands in sweep.json; the lock beside it says whether that process is alive.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ import dataclasses
 import hashlib
 import json
 import os
+import socket
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_type_hints
 
-from vitwarm.config import TrainRun, WarmupRun, to_plain
-from vitwarm.errors import ConfigError
+from vitwarm.config import SweepConfig, TrainRun, WarmupRun, to_plain
+from vitwarm.errors import ConfigError, RunError
 from vitwarm.files import write_text
+from vitwarm.records import lock_holder, read_json
 from vitwarm.sweep.stages import Config, InitConfig
 
 if TYPE_CHECKING:
@@ -81,8 +85,25 @@ class Plan:
             if row.key == key:
                 return row
         raise ConfigError(
-            f"--row is {key!r}; {self.home / 'plan.json'} has no such row. Write the plan anew."
+            f"--row is {key!r}; {self.home / 'plan.json'} has no such row. Write the plan again."
         )
+
+
+@dataclass(frozen=True)
+class LocalSweep:
+    """The process that runs a sweep on one machine."""
+
+    pid: int
+    host: str
+    begun: float
+    """Seconds since 1970."""
+    rows: frozenset[str]
+    """Keys of the rows that it runs, or that had their result before."""
+
+
+def home_of(config: SweepConfig) -> Path:
+    """Returns a sweep's own folder."""
+    return Path(config.run.root) / "sweeps" / config.name
 
 
 def make_key(kind: Kind, *facts: Any) -> str:
@@ -102,7 +123,8 @@ def save_plan(plan: Plan) -> Path:
     }  # fmt: skip
     path = plan.home / "plan.json"
     write_text(path, json.dumps({**head, "home": str(plan.home), "rows": rows}, indent=1) + "\n")
-    settings = _unique(row.setting for row in plan.rows if row.kind == "train")
+    settings = [dict(row.setting) for row in plan.rows if row.kind == "train"]
+    settings = [one for place, one in enumerate(settings) if one not in settings[:place]]
     shown = []
     for row in plan.rows:
         folder = os.path.relpath(row.folder, plan.home) if row.folder else None
@@ -125,7 +147,7 @@ def load_plan(path: Path) -> Plan:
         return Plan(plain["name"], plain["match"], plain["warmup_seeds"], home, rows)
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"--plan is {str(path)!r}, which is no plan of this version ({error}). "
+            f"--plan is {str(path)!r}, which is not a plan of this version ({error}). "
             "Start the sweep from its recipe; it writes a new one."
         ) from error
 
@@ -134,12 +156,46 @@ def write_state(
     plan: Plan, key: str, state: State, *, reason: str = "", folder: Path | None
 ) -> None:
     """Writes what became of a row; the folder is kept relative, so that runs can be moved."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     plain = {
         "state": state,
         "reason": reason,
         "folder": os.path.relpath(folder, plan.home) if folder else None,
+        "time": time.time(),
+        "host": socket.gethostname(),
+        "job": f"{array}_{task}" if array else None,
     }
     write_text(plan.home / "rows" / f"{key}.json", json.dumps(plain) + "\n")
+
+
+def read_state(home: Path, key: str) -> dict[str, Any]:
+    """Returns what `write_state` wrote of a row; empty: nothing that can be read."""
+    try:
+        return read_json(home / "rows" / f"{key}.json") or {}
+    except RunError:
+        return {}
+
+
+def note_sweep(home: Path, rows: Iterable[Row]) -> None:
+    """Writes that this process, which holds the lock of the sweep's home, runs these rows."""
+    plain = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "begun": time.time(),
+        "rows": [row.key for row in rows],
+    }
+    write_text(home / "sweep.json", json.dumps(plain) + "\n")
+
+
+def find_sweep(home: Path) -> LocalSweep | None:
+    """Returns the process that is running a sweep without a cluster; None: there is none."""
+    if lock_holder(home) is None:
+        return None
+    try:
+        plain = read_json(home / "sweep.json") or {}
+        return LocalSweep(plain["pid"], plain["host"], plain["begun"], frozenset(plain["rows"]))
+    except (RunError, KeyError):  # it has only just begun
+        return None
 
 
 def set_fields(config: RunT, changes: Mapping[str, Any]) -> RunT:
@@ -180,7 +236,3 @@ def _from_plain(schema: type, plain: dict[str, Any]) -> Any:
     hints = get_type_hints(schema)
     sections = {name for name in plain if dataclasses.is_dataclass(hints[name])}
     return schema(**{k: _from_plain(hints[k], v) if k in sections else v for k, v in plain.items()})
-
-
-def _unique(values: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list({json.dumps(value, sort_keys=True): value for value in values}.values())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
-from pathlib import Path
 
 from omegaconf import OmegaConf
 
@@ -41,7 +39,8 @@ def describe_plan(plan: Plan, config: SweepConfig, stages: Stages) -> str:
     samples = {row.key: row.samples for row in plan.rows}
     lines += _training_lines(trainings, waiting, samples)
     lines += [f"  ! {describe_row(d.row)}: {d.reason}" for d in settled if d.state == "refused"]
-    lines.append(f"total     {_totals(plan.rows)}")
+    images, sequences = (sum(row.samples for row in rows) for rows in (trainings, warmups))
+    lines.append(f"total     {sequences:,} sequences of warm-up, {images:,} images seen")
     lines.append(f"estimate  {_estimate(plan, [row for row in plan.rows if row.key in waiting])}")
     return "\n".join(lines)
 
@@ -72,29 +71,19 @@ def _surplus(row: Row, samples: dict[str, int]) -> str:
     return f" ({surplus:,} beyond the warm-up's samples, to fill the last step)" if surplus else ""
 
 
-def _totals(rows: Iterable[Row]) -> str:
-    listed = list(rows)
-    images = sum(row.samples for row in listed if row.kind == "train")
-    sequences = sum(row.samples for row in listed if row.kind == "warmup")
-    return f"{sequences:,} sequences of warm-up, {images:,} images seen"
-
-
 def _estimate(plan: Plan, left: list[Row]) -> str:
     """From the speed of earlier trainings of the same model under the same root, if there are."""
     if not left:
         return "nothing is left to run"
-    root = plan.home.parent.parent
     models = {row.config.train.model for row in left if isinstance(row.config, TrainRun)}
-    speeds = []
     try:
-        records = read_records(root) if Path(root).exists() else []
-    except VitwarmError:
+        records = read_records(plan.home.parent.parent)
+    except VitwarmError:  # there is no such folder yet
         records = []
-    for record in records:
-        if record.model in models and record.images_per_second:
-            speeds.append(record.images_per_second)
+    known = [record.images_per_second for record in records if record.model in models]
+    speeds = [speed for speed in known if speed]
     if not speeds:
-        return "none yet: no run of this model has a record here; the sweep says it as it goes"
+        return "none yet: no run of this model is recorded here; the sweep gives one as it runs"
     speed = statistics.median(speeds)
     seconds = sum(row.samples for row in left) / speed
     return (

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from vitwarm.config import TrainRun, WarmupRun
+from vitwarm.config import SweepConfig, TrainRun, WarmupRun
 
 if TYPE_CHECKING:
     from vitwarm.shards import ShardIndex
@@ -42,13 +42,14 @@ class InitConfig:
 
 
 Config = WarmupRun | TrainRun | InitConfig
+ConfigT = TypeVar("ConfigT", WarmupRun, TrainRun)
 
 
 def plan_warmup(config: WarmupRun) -> WarmupFacts:
     """Returns what a warm-up will be. Raises: as `vitwarm.warmup.plan_warmup`."""
     from vitwarm import warmup
 
-    plan = warmup.plan_warmup(config)
+    plan = warmup.plan_warmup(_on_a_login_node(config))
     budget = plan.budget
     return WarmupFacts(
         folder=plan.folder, samples=budget.samples, steps=budget.steps, tokens=budget.tokens
@@ -63,7 +64,14 @@ def count_images(config: TrainRun) -> int:
     from vitwarm.shards import choose_fraction, choose_list
 
     data = config.data
-    index = _open_index(data.train, data.index_cache, data.label_key, data.allow_pipe)
+    index = _open_index(
+        data.train,
+        cache=data.index_cache,
+        label_key=data.label_key,
+        label_from=data.label_from,
+        classes=data.classes,
+        allow_pipe=data.allow_pipe,
+    )
     if data.image_list:
         return len(choose_list(index, Path(data.image_list)).rows)
     if data.fraction == 1:
@@ -76,7 +84,22 @@ def find_training(config: TrainRun) -> Path:
     """Returns the run folder that a training has or will have; its trunk must exist."""
     from vitwarm.training import training_folder
 
-    return training_folder(config)
+    return training_folder(_on_a_login_node(config))
+
+
+def _on_a_login_node(config: ConfigT) -> ConfigT:
+    """The config as a plan may look at it where nobody has started its processes.
+
+    The same number of them, so that a batch that they cannot share is refused.
+    """
+    run = config.run
+    size = run.devices * run.nodes
+    return config if size == 1 else _on_cpu(config, devices=size, nodes=1)
+
+
+def _on_cpu(config: ConfigT, **changes: Any) -> ConfigT:
+    run = dataclasses.replace(config.run, device="cpu", **changes)
+    return dataclasses.replace(config, run=run)
 
 
 def check_init(config: InitConfig) -> None:
@@ -98,7 +121,7 @@ def check_init(config: InitConfig) -> None:
     except TypeError as error:
         raise ConfigError(
             f"init_params of {config.name!r} are {sorted(config.params)}; {error}. "
-            "Mend them in the sweep's recipe."
+            "Fix them in the sweep's recipe."
         ) from error
 
 
@@ -114,7 +137,7 @@ def check_trunk(label: str, warm: WarmupRun, train: TrainRun) -> None:
 
     from vitwarm.handoff import check_fit
     from vitwarm.training.plan import model_kwargs
-    from vitwarm.trunk import Trunk, build_shapes, trunk_names
+    from vitwarm.trunk import Trunk, build_shapes, checkpoint_gradients, trunk_names
     from vitwarm.warmup import make_token_model
 
     with torch.device("meta"):
@@ -122,6 +145,8 @@ def check_trunk(label: str, warm: WarmupRun, train: TrainRun) -> None:
     state = tokens.model.state_dict()
     trunk = Trunk({n: state[n] for n in trunk_names(tokens.model)}, tokens.facts, sha256="")
     vit = build_shapes(train.train.model, **model_kwargs(train, n_classes=1))
+    if train.train.grad_checkpointing:
+        checkpoint_gradients(vit, train.train.model, section="train")
     check_fit(
         trunk,
         vit,
@@ -162,10 +187,23 @@ class Stages:
     run_row: Callable[[Config], None] = run_row
 
 
-@cache
-def _open_index(
-    train: str, index_cache: str | None, label_key: str | None, allow_pipe: bool
-) -> ShardIndex:
-    from vitwarm.shards import ShardIndex
+def choose_stages(config: SweepConfig, stages: Stages | None) -> Stages:
+    """Returns the stages, real ones if none are given, as the sweep's own process asks them.
 
-    return ShardIndex.open(train, cache=index_cache, label_key=label_key, allow_pipe=allow_pipe)
+    For SLURM it asks without a device: a login node need not have the GPU of the jobs.
+    """
+    stages = own = stages or Stages()
+    if config.executor == "slurm":
+        stages = dataclasses.replace(
+            own,
+            plan_warmup=lambda config: own.plan_warmup(_on_cpu(config)),
+            find_training=lambda config: own.find_training(_on_cpu(config)),
+        )
+    return stages
+
+
+@cache
+def _open_index(source: str, **how: Any) -> ShardIndex:
+    from vitwarm.shards import open_shards
+
+    return open_shards(source, **how)

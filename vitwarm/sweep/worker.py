@@ -6,6 +6,7 @@ threads do not survive a fork.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import multiprocessing
 import os
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Literal
 
 from vitwarm.errors import Stopped, VitwarmError
+from vitwarm.informing import forgive_streams, informs
+from vitwarm.interrupts import follow_parent
 from vitwarm.sweep.stages import Config
 
 Environment = dict[str, str]
@@ -31,7 +34,6 @@ Environment = dict[str, str]
 class Job:
     """One row for a worker."""
 
-    key: str
     config: Config
     log: Path
 
@@ -40,16 +42,18 @@ class Job:
 class Outcome:
     """How a row ended in a worker."""
 
-    key: str
     state: Literal["finished", "unfinished", "failed"]
-    reason: str
-    seconds: float
+    reason: str = ""
+    seconds: float = 0.0
 
 
 def serve(connection: Connection, run_row: Callable[[Config], None]) -> None:
     """Runs the jobs that arrive until the other end is closed. The worker's main function."""
     # The parent decides about Ctrl-C; a run in progress listens for SIGTERM by itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Where the parent was killed, the same command would find the run's folder in use: it saves.
+    follow_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    forgive_streams()  # a log on a full disk ends no run
     while True:
         try:
             job: Job = connection.recv()
@@ -75,9 +79,10 @@ def _run(job: Job, run_row: Callable[[Config], None]) -> Outcome:
         state, reason = "failed", f"{type(error).__name__}: {error}"
     sys.stdout.flush()
     sys.stderr.flush()
-    return Outcome(job.key, state, reason, time.monotonic() - began)
+    return Outcome(state, reason, time.monotonic() - began)
 
 
+@informs
 def _log_to(path: Path) -> None:
     """Sends everything this process prints, and its last words on a crash, to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +100,7 @@ class Worker:
 
     def __init__(self, environment: Environment, run_row: Callable[[Config], None]) -> None:
         self.environment = environment
-        self.job: Job | None = None
+        self.is_busy = False
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, run_row), daemon=False)
@@ -105,38 +110,42 @@ class Worker:
 
     def send(self, job: Job) -> None:
         """Gives the worker its next row."""
-        self.job = job
+        self.is_busy = True
         self.connection.send(job)
 
     def poll(self) -> Outcome | None:
         """Returns the row's outcome if it has ended, also where the process died of it."""
-        job = self.job
-        if job is None:
+        if not self.is_busy:
             return None
         try:
             if self.connection.poll():
                 outcome: Outcome = self.connection.recv()
-                self.job = None
+                self.is_busy = False
                 return outcome
         except (EOFError, ConnectionResetError):
             self.process.join()
         if self.process.is_alive():
             return None
-        self.job = None
-        return Outcome(job.key, "failed", _last_words(self.process.exitcode), 0.0)
+        self.is_busy = False
+        return Outcome("failed", _last_words(self.process.exitcode))
 
     def stop(self) -> None:
         """Asks the run in progress to save and end."""
         if self.process.is_alive():
             self.process.terminate()
 
-    def close(self, *, kill: bool = False) -> None:
-        """Ends the process: an idle one by itself, a busy one after it has saved, or at once."""
+    def close(self) -> None:
+        """Ends the process once its run has ended; an idle one ends by itself."""
         self.connection.close()
-        if kill and self.process.is_alive():
-            self.process.kill()
         self.process.join()
-        self.process.close()
+
+    def kill(self) -> None:
+        """Ends the process at once, whatever it does. Never raises."""
+        with contextlib.suppress(Exception):
+            self.process.kill()
+            self.process.join()
+        with contextlib.suppress(Exception):
+            self.connection.close()
 
 
 def _last_words(code: int | None) -> str:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vitwarm.augment import Augmentation, Mixing
-from vitwarm.callbacks import WaitMeter
 from vitwarm.config import TrainConfig
 from vitwarm.errors import ShardError
-from vitwarm.loop import World, choose_device
-from vitwarm.resident import ResidentImages, resize_and_crop
+from vitwarm.loop import WaitMeter
 from vitwarm.shards import (
     Decoded,
     EvalCrop,
+    EvalLoader,
     ShardIndex,
     TrainCrop,
+    TrainLoader,
     decode_all,
     first_size,
     make_train_loader,
@@ -28,6 +28,8 @@ from vitwarm.shards import (
 from vitwarm.training.evaluate import Validation
 from vitwarm.training.feed import LoaderFeed, ResidentFeed, here
 from vitwarm.training.plan import TrainPlan
+from vitwarm.training.resident import ResidentImages, resize_and_crop
+from vitwarm.world import World
 
 #: `data.resident: auto` keeps images on the device up to this side and these bytes.
 RESIDENT_SIDE = 64
@@ -72,12 +74,6 @@ def make_train_crop(plan: TrainPlan) -> TrainCrop:
     )
 
 
-def make_eval_crop(plan: TrainPlan) -> EvalCrop:
-    """Returns the evaluation's crop of a plan."""
-    train = plan.config.train
-    return EvalCrop(size=plan.img_size, crop_pct=train.crop_pct, interpolation=train.interpolation)
-
-
 class Pictures:
     """The images of one run: where they come from and how they are fed."""
 
@@ -87,9 +83,9 @@ class Pictures:
         Raises: ShardError: images that cannot be read, or `data.resident=on` with several sizes.
         """
         self.plan = plan
-        self.device = choose_device(plan.config.run)
+        self.device = plan.device
         self._train = self._val = None
-        self._loaders: list[Any] = []
+        self._loaders: list[TrainLoader | EvalLoader] = []
         if wants_resident(plan):
             try:
                 self._train = decoded(plan.train, plan.subset.rows)
@@ -99,15 +95,10 @@ class Pictures:
                     raise
                 self._train = self._val = None  # of several sizes: the loader does without
 
-    @property
-    def resident(self) -> bool:
-        """Whether the images live on the device."""
-        return self._train is not None
-
     def close(self) -> None:
         """Ends the loaders' worker processes, which would outlive the run."""
         for loader in self._loaders:
-            iterator = getattr(getattr(loader, "loader", None), "_iterator", None)
+            iterator = getattr(loader.loader, "_iterator", None)
             if iterator is not None:
                 iterator._shutdown_workers()
         self._loaders.clear()
@@ -153,13 +144,13 @@ class Pictures:
     def validation(self, world: World) -> Validation:
         """Returns a process's share of the validation images."""
         plan, train = self.plan, self.plan.config.train
-        crop = make_eval_crop(plan)
+        crop = EvalCrop(plan.img_size, train.crop_pct, train.interpolation)
         size = plan.cut.micro_batch_size
         batches: Callable[[], Iterable[tuple[Tensor, Tensor, int]]]
         if self._val is not None:
             rows = np.arange(plan.val.n_images)
             images = ResidentImages(self._val.images, self._val.labels, rows)
-            batches = _ResidentBatches(images, crop, size, world, self.device, self._val.unreadable)
+            batches = _ResidentBatches(images, self._val.unreadable, crop, size, world, self.device)
         else:
             loader = make_val_loader(
                 plan.val,
@@ -185,32 +176,25 @@ class Pictures:
         )
 
 
+@dataclass(eq=False)
 class _ResidentBatches:
     """Validation batches of images on the device, resized once if they are few enough to keep."""
 
-    def __init__(
-        self,
-        images: ResidentImages,
-        crop: EvalCrop,
-        size: int,
-        world: World,
-        device: torch.device,
-        unreadable: np.ndarray,
-    ) -> None:
-        self.images = images
-        self.unreadable = unreadable
-        self.crop = crop
-        self.size = size
-        n = len(images)
-        self.part = range(n * world.rank // world.size, n * (world.rank + 1) // world.size)
-        self.device = device
-        self.kept: list[Tensor] = []
-        self.keeps = len(self.part) * 3 * crop.size**2 <= KEEP_BYTES
+    images: ResidentImages
+    unreadable: np.ndarray
+    crop: EvalCrop
+    size: int
+    world: World
+    device: torch.device
+    kept: list[Tensor] = field(default_factory=list)
 
     def __call__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         self.images = self.images.to(here(self.device))
-        for number, start in enumerate(range(self.part.start, self.part.stop, self.size)):
-            some = slice(start, min(start + self.size, self.part.stop))
+        rank, n = self.world.rank, len(self.images)
+        low, high = (n * r // self.world.size for r in (rank, rank + 1))
+        keeps = (high - low) * 3 * self.crop.size**2 <= KEEP_BYTES
+        for number, start in enumerate(range(low, high, self.size)):
+            some = slice(start, min(start + self.size, high))
             if number < len(self.kept):
                 batch = self.kept[number]
             else:
@@ -220,7 +204,7 @@ class _ResidentBatches:
                     size=self.crop.size,
                     interpolation=self.crop.interpolation,
                 )
-                if self.keeps:
+                if keeps:
                     self.kept.append(batch)
             n_bad = int(((self.unreadable >= some.start) & (self.unreadable < some.stop)).sum())
             yield batch, self.images.labels[some], n_bad

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from vitwarm.augment import normalise
-from vitwarm.callbacks import StopRequest
 from vitwarm.errors import TrainingFailed
+from vitwarm.loop import Say, StepCallback, StopRequest
 from vitwarm.records import RunFolder
 from vitwarm.training.losses import evaluation_sums
 from vitwarm.training.module import UNREADABLE_SHARE, ImageModule
@@ -99,14 +100,14 @@ def evaluate(
     if found != validation.n_images:
         raise TrainingFailed(
             f"The evaluation saw {found:,} images, but data.val holds {validation.n_images:,}. "
-            "Run `vitwarm shards check` on it; where it is streamed, mend the number that its "
-            "_info.json or the count behind | states."
+            "Run `vitwarm shards check` on it; where it is streamed, fix the number in its "
+            "_info.json or after |."
         )
     if n_bad > UNREADABLE_SHARE * found:
         raise TrainingFailed(
             f"{n_bad:,} of {found:,} validation images ({n_bad / found:.2%}) did not decode; "
-            f"allowed is {UNREADABLE_SHARE:.1%}. `vitwarm shards check` lists them; mend or remove "
-            "them and give the same command again."
+            f"allowed is {UNREADABLE_SHARE:.1%}. `vitwarm shards check` lists them; fix or remove "
+            "them and run the same command again."
         )
     return [
         {
@@ -134,56 +135,57 @@ def evaluate_module(module: ImageModule, validation: Validation, **how: Any) -> 
     return {**ema[0], **alone}
 
 
-class Evaluation(Callback):
+def figures_of(found: dict[str, float], weights: Literal["raw", "ema"]) -> dict[str, float]:
+    """Returns what an evaluation found for one kind of weights, under the plain names.
+
+    Args:
+        found: as `evaluate_module` returns it.
+    """
+    raw = {k.removeprefix("raw_"): v for k, v in found.items() if k.startswith("raw_")}
+    plain = {name: value for name, value in found.items() if not name.startswith("raw_")}
+    return {**plain, **(raw if weights == "raw" else {})}
+
+
+@dataclass(eq=False, kw_only=True)
+class Evaluation(StepCallback):
     """Evaluates after certain steps and writes what it found to metrics.jsonl."""
 
-    def __init__(
-        self,
-        validation: Validation,
-        steps: set[int],
-        *,
-        run: RunFolder,
-        stop: StopRequest,
-        bf16: bool,
-        images_per_step: int,
-        say: Callable[[str], None],
-    ) -> None:
-        self.validation = validation
-        self.steps = steps
-        self.run = run
-        self.stop = stop
-        self.bf16 = bf16
-        self.images_per_step = images_per_step
-        self.say = say
+    validation: Validation
+    steps: set[int]
+    run: RunFolder
+    stop: StopRequest
+    bf16: bool
+    images_per_step: int
+    say: Say
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A run that was stopped inside an evaluation makes up for it.
         assert isinstance(pl_module, ImageModule)
         self._evaluate_if_due(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if pl_module.at_step_end(batch_idx):
-            self._evaluate_if_due(trainer, pl_module)
+    def on_step_end(self, trainer: Trainer, module: Any) -> None:
+        self._evaluate_if_due(trainer, module)
 
     def _evaluate_if_due(self, trainer: Trainer, module: ImageModule) -> None:
         step = module.steps_done
         if step not in self.steps or module.evaluation.get("step") == step:
             return
-        found = evaluate_module(
+        self.evaluate(
             module,
             self.validation,
-            device=module.device,
-            bf16=self.bf16,
             world_size=trainer.world_size,
             between=lambda: self.stop.check(trainer, module),
         )
+        self.say(
+            f"step {step:,}: top-1 {module.evaluation['top1_percent']:.2f} %, "
+            f"validation loss {module.evaluation['val_loss']:.4f}"
+        )
+
+    def evaluate(self, module: ImageModule, validation: Validation, **how: Any) -> None:
+        """Evaluates a module where it stands, and notes what was found; `how` as `evaluate`."""
+        step = module.steps_done
+        found = evaluate_module(module, validation, device=module.device, bf16=self.bf16, **how)
         module.evaluation = {"step": step, **found}
-        if trainer.is_global_zero:
+        if module.world.is_zero:
             seen = step * self.images_per_step
             self.run.append_metrics(kind="eval", step=step, images_seen=seen, **found)
-        self.say(
-            f"step {step:,}: top-1 {found['top1_percent']:.2f} %, "
-            f"validation loss {found['val_loss']:.4f}"
-        )

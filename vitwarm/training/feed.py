@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from vitwarm.augment import Augmentation
-from vitwarm.loop import Cut, World
-from vitwarm.resident import ResidentImages, resample
-from vitwarm.shards import ImageBatch, Order, TrainCrop
+from vitwarm.loop import Cut
+from vitwarm.shards import Order, TrainCrop
 from vitwarm.training.module import TrainBatch
+from vitwarm.training.resident import ResidentImages, resample
+from vitwarm.world import World
 
 #: Numbers of the largest tensor that is made at once for resident images: a CPU's caches, or so
 #: much that a GPU's kernels are large against their launches.
 CHUNK_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 26}
 CHUNK_IMAGES = 4096
-
-
-class Loader(Protocol):
-    """What a feed reads: micro-batches, as many as `len` says."""
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[ImageBatch]: ...
 
 
 def here(device: torch.device) -> torch.device:
@@ -34,13 +29,14 @@ def here(device: torch.device) -> torch.device:
     return device
 
 
+@dataclass(frozen=True, eq=False)
 class LoaderFeed:
     """Moves a loader's batches to the device and augments them there."""
 
-    def __init__(self, loader: Any, augment: Augmentation, device: torch.device) -> None:
-        self.loader: Loader = loader
-        self.augment = augment
-        self.device = device
+    loader: Any
+    """Gives `ImageBatch`es, as many as its `len`."""
+    augment: Augmentation
+    device: torch.device
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -58,45 +54,28 @@ class LoaderFeed:
             yield TrainBatch(out.images, out.targets, int(batch.unreadable))
 
 
+@dataclass(frozen=True, eq=False)
 class ResidentFeed:
     """Makes the loader's batches out of images that live on the device, several steps at once."""
 
-    def __init__(
-        self,
-        images: ResidentImages,
-        order: Order,
-        *,
-        crop: TrainCrop,
-        augment: Augmentation,
-        seed: int,
-        cut: Cut,
-        world: World,
-        start_step: int,
-        n_steps: int,
-        device: torch.device,
-        unreadable: np.ndarray | None = None,
-        chunk_images: int | None = None,
-    ) -> None:
-        """Prepares the steps from `start_step` to `n_steps`.
-
-        Args:
-            images: of all rows in the order.
-            order: the global order.
-            unreadable: rows that did not decode and were replaced.
-            chunk_images: made at once; None: by size. Changes nothing in what comes out.
-        """
-        self.images = images
-        self.order = order
-        self.crop = crop
-        self.augment = augment
-        self.seed = seed
-        self.cut = cut
-        self.world = world
-        self.start_step = start_step
-        self.n_steps = n_steps
-        self.device = device
-        self.unreadable = np.zeros(0, np.int64) if unreadable is None else unreadable
-        self.chunk_images = chunk_images
+    images: ResidentImages
+    """Of all rows in the order."""
+    order: Order
+    _: KW_ONLY
+    crop: TrainCrop
+    augment: Augmentation
+    seed: int
+    """Of the crops."""
+    cut: Cut
+    world: World
+    start_step: int
+    n_steps: int
+    """The step before which it ends."""
+    device: torch.device
+    unreadable: np.ndarray | tuple[()] = ()
+    """Rows that did not decode and were replaced."""
+    chunk_images: int | None = None
+    """Made at once; None: by size. Changes nothing in what comes out."""
 
     def __len__(self) -> int:
         return max(0, self.n_steps - self.start_step) * self.cut.accumulate

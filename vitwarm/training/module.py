@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vitwarm.augment import Targets
-from vitwarm.callbacks import Checkpoint
 from vitwarm.errors import TrainingFailed
-from vitwarm.loop import SteppedModule
+from vitwarm.loop import Checkpoint, Cut, Schedule, SteppedModule
 from vitwarm.training.losses import image_loss
 from vitwarm.trunk import trunk_names
+from vitwarm.world import World
 
 #: More unreadable images than this share stop a run.
 UNREADABLE_SHARE = 0.001
@@ -38,18 +38,13 @@ class ImageModule(SteppedModule):
     def __init__(
         self,
         vit: nn.Module,
+        schedule: Schedule,
+        cut: Cut,
+        world: World,
         *,
-        n_steps: int,
-        ramp_steps: int,
-        accumulate: int = 1,
-        world_size: int = 1,
-        rank: int = 0,
         opt: str = "adamw",
         opt_betas: Sequence[float] | None = None,
         momentum: float = 0.9,
-        lr: float = 1e-3,
-        min_lr: float = 1e-6,
-        warmup_lr: float = 0.0,
         weight_decay: float = 0.05,
         layer_decay: float | None = None,
         clip_grad: float | None = None,
@@ -66,18 +61,7 @@ class ImageModule(SteppedModule):
             describe: words that name the images of a step, for messages.
         """
         super().__init__(
-            n_steps=n_steps,
-            ramp_steps=ramp_steps,
-            accumulate=accumulate,
-            world_size=world_size,
-            rank=rank,
-            opt=opt,
-            lr=lr,
-            min_lr=min_lr,
-            warmup_lr=warmup_lr,
-            weight_decay=weight_decay,
-            clip_grad=clip_grad,
-            seed=seed,
+            schedule, cut, world, opt=opt, weight_decay=weight_decay, clip_grad=clip_grad, seed=seed
         )
         self.vit = vit
         self.opt_betas, self.momentum = opt_betas, momentum
@@ -133,7 +117,7 @@ class ImageModule(SteppedModule):
         return create_optimizer_v2(
             self.vit,
             opt=self.opt,
-            lr=self.peak,
+            lr=self.schedule.lr,
             weight_decay=self.weight_decay,
             momentum=self.momentum,
             layer_decay=self.layer_decay,
@@ -161,10 +145,10 @@ class ImageModule(SteppedModule):
         sums = torch.stack(
             [self._loss.double(), torch.full_like(self._loss, self._fresh_unreadable).double()]
         )
-        if self.world_size > 1:
+        if self.world.size > 1:
             torch.distributed.all_reduce(sums)
         loss, unreadable = sums.tolist()
-        count = self._n_losses * self.world_size
+        count = self._n_losses * self.world.size
         self._loss, self._n_losses, self._fresh_unreadable = None, 0, 0
         self.n_unreadable += round(unreadable)
         return {"loss": loss / count}
@@ -178,8 +162,8 @@ class ImageModule(SteppedModule):
             share = self.n_unreadable / images_seen
             raise TrainingFailed(
                 f"{self.n_unreadable:,} of {images_seen:,} images ({share:.2%}) did not decode; "
-                f"allowed is {UNREADABLE_SHARE:.1%}. `vitwarm shards check` lists them; mend or "
-                "remove them and give the same command again."
+                f"allowed is {UNREADABLE_SHARE:.1%}. `vitwarm shards check` lists them; fix or "
+                "remove them and run the same command again."
             )
 
     def describe_batch(self, step: int) -> str:

@@ -4,39 +4,48 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from vitwarm.augment import parse_policy
-from vitwarm.config import HandoffConfig, TrainRun, config_hash
+from vitwarm.config import HandoffConfig, TrainConfig, TrainRun, config_hash
 from vitwarm.errors import ConfigError, HandoffError, ShardError
 from vitwarm.files import sha256_of
-from vitwarm.handoff import Audit, attach, start_from
-from vitwarm.loop import (
-    Cut,
-    World,
-    check_optimizer,
-    choose_device,
-    cut_batch,
-    evaluation_steps,
-    find_world,
+from vitwarm.handoff import Audit, arguments_of, attach, start_from
+from vitwarm.hardware import choose_device, choose_numbers
+from vitwarm.loggers import check_loggers
+from vitwarm.loop import Cut, Plan, Schedule, check_optimizer, cut_batch, evaluation_steps
+from vitwarm.shards import (
+    Order,
+    ShardIndex,
+    Subset,
+    check_classes,
+    choose_fraction,
+    choose_list,
+    open_shards,
 )
-from vitwarm.shards import Order, ShardIndex, Subset, choose_fraction, choose_list
-from vitwarm.shards.stream import StreamIndex
-from vitwarm.trunk import Trunk, build_shapes, check_name, load_trunk
+from vitwarm.shards.stream.index import StreamIndex
+from vitwarm.trunk import (
+    Trunk,
+    build_shapes,
+    check_name,
+    checkpoint_gradients,
+    load_trunk,
+)
 from vitwarm.units import to_steps
+from vitwarm.world import World, find_world
 
 
-@dataclass(frozen=True)
-class TrainPlan:
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan(Plan):
     """What a config comes to, before anything is trained."""
 
     config: TrainRun
-    digest: str
     pair: str
     """Runs that share it share data order and fresh tensors."""
     arm: str
@@ -46,14 +55,6 @@ class TrainPlan:
     subset: Subset
     n_classes: int
     img_size: int
-    n_steps: int
-    ramp_steps: int
-    cut: Cut
-    world: World
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.config.run.root) / f"{self.config.name}-{self.digest[:8]}"
 
     @property
     def n_images(self) -> int:
@@ -91,11 +92,7 @@ class TrainPlan:
                 f"model     {train.model} at {self.img_size} px, arm {self.arm!r}",
                 f"budget    {self.n_steps:,} steps = {self.epochs:.4g} epochs = "
                 f"{self.n_steps * self.cut.batch_size:,} images",
-                f"schedule  {train.opt}, lr {train.lr:g}, {self.ramp_steps:,} ramp steps, cosine "
-                f"to {train.min_lr:g}, weight decay {train.weight_decay:g}",
-                f"batch     {self.cut.batch_size} = {self.world.size} process(es) x "
-                f"{self.cut.micro_batch_size} x {self.cut.accumulate} accumulated",
-                f"folder    {self.folder}",
+                super().__str__(),
             ]
         )
 
@@ -106,26 +103,21 @@ def plan_training(config: TrainRun) -> TrainPlan:
     Raises: ConfigError, ShardError, TrunkError, HandoffError, ModelError: something cannot be used.
     """
     train, data = config.train, config.data
-    choose_device(config.run)
-    check_optimizer("train.opt", train.opt)
+    device = choose_device(config.run)
+    check_loggers(config.run.logger)
+    check_optimizer("train.opt", train.opt, device, train.opt_betas)
     check_name(train.model)
     parse_policy(train.aa)
     trunk = None if config.handoff.trunk is None else load_trunk(config.handoff.trunk)
     _check_trunk(trunk, config.handoff)
-    index = _open(config, data.train)
-    val = _open(config, data.val)
+    index, val = _open(config, "train"), _open(config, "val")
+    check_classes(index, val)
     subset = _choose(config, index)
     n_classes = _count_classes(config, index, val)
     for one in (index, val):
         if isinstance(one, StreamIndex):
             one.expect(n_classes)
     world = find_world(config.run)
-    cut = cut_batch(train.batch_size, train.micro_batch_size, world, field="train")
-    if (train.mixup or train.cutmix) and cut.micro_batch_size % 2:
-        raise ConfigError(
-            f"train.micro_batch_size is {cut.micro_batch_size}; mixup and cutmix mix pairs of "
-            f"images, so it must be even. Use {cut.micro_batch_size + 1}."
-        )
     n_steps = train.steps or to_steps(
         train.epochs, n_images=len(subset.rows), batch_size=train.batch_size
     )
@@ -148,11 +140,18 @@ def plan_training(config: TrainRun) -> TrainPlan:
         val=val,
         subset=subset,
         n_classes=n_classes,
-        img_size=train.img_size or find_img_size(config, n_classes),
-        n_steps=n_steps,
-        ramp_steps=round(n_steps * train.warmup_epochs / train.epochs),
-        cut=cut,
+        img_size=find_img_size(config, n_classes),
+        schedule=Schedule(
+            n_steps=n_steps,
+            ramp_steps=round(n_steps * train.warmup_epochs / train.epochs),
+            lr=train.lr,
+            min_lr=train.min_lr,
+            warmup_lr=train.warmup_lr,
+        ),
+        cut=_cut(train, world),
         world=world,
+        device=device,
+        numbers=choose_numbers(train.precision, device),
     )
 
 
@@ -161,21 +160,29 @@ def make_model(plan: TrainPlan) -> tuple[nn.Module, Audit]:
     handoff, train = plan.config.handoff, plan.config.train
     kwargs = model_kwargs(plan.config, plan.n_classes)
     if handoff.init is not None:
-        return start_from(handoff.init, model=train.model, seed=plan.config.seed, **kwargs)
-    return attach(
-        plan.trunk,
-        model=train.model,
-        scope=handoff.scope,
-        blocks=handoff.blocks,
-        seed=plan.config.seed,
-        **kwargs,
-    )
+        vit, audit = start_from(handoff.init, model=train.model, seed=plan.config.seed, **kwargs)
+    else:
+        vit, audit = attach(
+            plan.trunk,
+            model=train.model,
+            scope=handoff.scope,
+            blocks=handoff.blocks,
+            seed=plan.config.seed,
+            **kwargs,
+        )
+    if train.grad_checkpointing:
+        checkpoint_gradients(vit, train.model, section="train")
+    return vit, audit
 
 
 def model_kwargs(config: TrainRun, n_classes: int) -> dict[str, Any]:
-    """Returns what timm.create_model gets beside the model's name."""
-    train = config.train
-    kwargs: dict[str, Any] = {**train.model_kwargs, "num_classes": n_classes}
+    """Returns what timm.create_model gets beside the model's name; an export's own come first.
+
+    Raises: HandoffError: `handoff.init` is a folder without a model.
+    """
+    train, init = config.train, config.handoff.init
+    brought = arguments_of(init) if init is not None else {}
+    kwargs: dict[str, Any] = {**brought, **train.model_kwargs, "num_classes": n_classes}
     if train.img_size is not None:
         kwargs["img_size"] = train.img_size
     if train.drop_path:
@@ -184,9 +191,17 @@ def model_kwargs(config: TrainRun, n_classes: int) -> dict[str, Any]:
 
 
 def find_img_size(config: TrainRun, n_classes: int) -> int:
-    """Returns the image size of a model that the config does not give one. Raises: ConfigError."""
+    """Returns the size of a training's images: as asked, or the model's own.
+
+    Raises: ConfigError: none, or one that whole patches do not fill.  ModelError: no such model,
+        or one that cannot do `train.grad_checkpointing`.
+    """
+    asked = config.train.img_size
     vit: Any = build_shapes(config.train.model, **model_kwargs(config, n_classes))
-    size = getattr(getattr(vit, "patch_embed", None), "img_size", None)
+    if config.train.grad_checkpointing:  # here, before anything is written
+        checkpoint_gradients(vit, config.train.model, section="train")
+    stem = getattr(vit, "patch_embed", None)
+    size = asked or getattr(stem, "img_size", None)
     size = size or getattr(vit, "pretrained_cfg", {}).get("input_size", (3, None, None))[1:]
     sides = set(size) if isinstance(size, tuple | list) else {size}
     if len(sides) != 1 or None in sides:
@@ -194,14 +209,33 @@ def find_img_size(config: TrainRun, n_classes: int) -> int:
             f"train.img_size is not given and {config.train.model!r} has none of its own "
             f"({size}). Give train.img_size=224."
         )
-    return int(sides.pop())
+    side = int(sides.pop())
+    patch = getattr(stem, "patch_size", None) or 1
+    patches = patch if isinstance(patch, tuple | list) else (patch, patch)
+    step = math.lcm(*map(int, patches))
+    if side % step and not getattr(stem, "dynamic_img_pad", False):
+        below = side // step * step
+        use = f"{below} or {below + step}" if below else f"{step}"
+        raise ConfigError(
+            f"train.img_size is {side}, which patches of {' x '.join(map(str, patches))} pixels do "
+            f"not fill; a strip at the edge would be lost. Use train.img_size={use}."
+        )
+    return side
 
 
-def _open(config: TrainRun, source: str) -> ShardIndex:
+def _open(config: TrainRun, split: Literal["train", "val"]) -> ShardIndex:
     data = config.data
-    return ShardIndex.open(
-        source, cache=data.index_cache, label_key=data.label_key, allow_pipe=data.allow_pipe
-    )
+    try:
+        return open_shards(
+            getattr(data, split),
+            cache=data.index_cache,
+            label_key=data.label_key,
+            label_from=data.label_from,
+            classes=data.classes,
+            allow_pipe=data.allow_pipe,
+        )
+    except ShardError as error:
+        raise ShardError(f"data.{split}: {error}") from error
 
 
 def _choose(config: TrainRun, index: ShardIndex) -> Subset:
@@ -227,6 +261,17 @@ def _count_classes(config: TrainRun, train: ShardIndex, val: ShardIndex) -> int:
     return asked
 
 
+def _cut(train: TrainConfig, world: World) -> Cut:
+    """Cuts the batch; mixup and cutmix need whole pairs in every micro-batch."""
+    cut = cut_batch(train.batch_size, train.micro_batch_size, world, field="train")
+    if (train.mixup or train.cutmix) and cut.micro_batch_size % 2:
+        raise ConfigError(
+            f"train.micro_batch_size is {cut.micro_batch_size}; mixup and cutmix mix pairs of "
+            f"images, so it must be even. Use {cut.micro_batch_size + 1}."
+        )
+    return cut
+
+
 def _check_trunk(trunk: Trunk | None, handoff: HandoffConfig) -> None:
     """Refuses a trunk that learned nothing; one that is merely unfinished gets a note."""
     if trunk is None or handoff.allow_failed:
@@ -236,9 +281,9 @@ def _check_trunk(trunk: Trunk | None, handoff: HandoffConfig) -> None:
         return
     raise HandoffError(
         f"handoff.trunk is {str(handoff.trunk)!r}, whose warm-up learned nothing "
-        f"({facts.get('hidden_accuracy_percent') or 0:.1f} % of hidden tokens right, chance "
-        f"{facts.get('chance_percent') or 0:.1f} %, without the order of the tokens "
-        f"{facts.get('order_blind_percent') or 0:.1f} %); that is worse than none. Warm up anew, "
+        f"(held-out accuracy {facts.get('hidden_accuracy_percent') or 0:.1f} %, chance "
+        f"{facts.get('chance_percent') or 0:.1f} %, order-blind baseline "
+        f"{facts.get('order_blind_percent') or 0:.1f} %); that is worse than none. Warm up again, "
         "or set handoff.allow_failed=true."
     )
 
@@ -250,9 +295,10 @@ def _without_start(config: TrainRun) -> TrainRun:
 
 
 def _content_of(init: str) -> str:
-    weights = Path(init.removeprefix("local-dir:")) / "model.safetensors"
-    if weights.is_file():
-        return sha256_of(weights)
+    path = Path(init.removeprefix("local-dir:")).expanduser()
+    for weights in (path, path / "model.safetensors"):
+        if weights.is_file():
+            return sha256_of(weights)
     return hashlib.sha256(init.encode()).hexdigest()  # a tag of timm's
 
 

@@ -15,12 +15,20 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vitwarm.errors import TrunkError, nearest
+from vitwarm.errors import TrunkError, first_line, nearest
 from vitwarm.files import write_bytes
 from vitwarm.trunk.family import model_facts, trunk_names
+from vitwarm.trunk.hub import PREFIX, fetch
+from vitwarm.trunk.tie import drop_shared, untie
+from vitwarm.trunk.whole import find_whole, read_whole
 
 FORMAT_VERSION = 1
 FILE_NAME = "trunk.safetensors"
+
+_IMPORT = (
+    "`vitwarm handoff import FILE --out TRUNK.safetensors` makes a trunk file of its blocks; "
+    "handoff.init takes all of its weights."
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,8 @@ def save_trunk(
         tensors_or_model: tensors by timm's names; or a timm model or TokenModel, whose trunk is
             taken and whose name and depth are added to the metadata.
         metadata: strings; `model`, `depth` (blocks of that model) and, where tensors are left out
-            on purpose, `partial: "true"` are understood by the hand-off.
+            on purpose, `partial: "true"` are understood by the hand-off. With `block_groups`
+            (JSON) what the blocks of a group share is written once.
     Raises: RunError: the file cannot be written.
     """
     facts: dict[str, str] = {}
@@ -77,10 +86,11 @@ def save_trunk(
         tensors = {name: state[name] for name in trunk_names(model)}
     else:
         tensors = dict(tensors_or_model)
+    facts |= {str(k): str(v) for k, v in metadata.items()}
+    if "block_groups" in facts:
+        tensors = drop_shared(tensors, json.loads(facts["block_groups"]))
     tensors = {n: t.detach().to("cpu").contiguous().clone() for n, t in tensors.items()}
-    facts = {
-        **facts,
-        **{str(k): str(v) for k, v in metadata.items()},
+    facts |= {
         "format_version": str(FORMAT_VERSION),
         "names": json.dumps(list(tensors)),
     }
@@ -90,24 +100,35 @@ def save_trunk(
 
 
 def load_trunk(path: str | Path) -> Trunk:
-    """Reads a trunk file, or what `find_trunk` finds under that name.
+    """Reads a trunk file, or what `find_trunk` finds under that name; tied blocks are untied.
+
+    Of an image model (an export folder, the run folder of a training, a timm tag) its trunk is
+    taken, and `path` is what it was called.
 
     Raises: TrunkError: there is none, it is damaged, or it is no trunk file.
     """
+    if whole := find_whole(str(path)):
+        tensors, metadata = read_whole(whole, str(path))
+        return Trunk(tensors, metadata, content_sha256(tensors), Path(path))
     path = find_trunk(str(path))
+    if path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".npz"):
+        raise TrunkError(f"{path} is a checkpoint, not a trunk file. {_IMPORT}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        first = str(error).splitlines()[0].rstrip(".")
         raise TrunkError(
-            f"{path} is no readable safetensors file ({first}). A trunk file is what `vitwarm "
-            "warmup` or `vitwarm handoff graft` writes; make it again or copy it whole."
+            f"{path} is not a readable safetensors file ({first_line(error)}). A trunk file is "
+            "what `vitwarm warmup` or `vitwarm handoff graft` writes; make it again or copy it "
+            "whole."
         ) from error
-    names = _check(path, tensors, metadata)
+    tensors = {name: tensors[name] for name in _check(path, tensors, metadata)}
+    if "block_groups" in metadata:
+        tensors, shared = untie(tensors, json.loads(metadata["block_groups"]))
+        metadata["sources"] = json.dumps({n: f"{path} (shared: {s})" for n, s in shared.items()})
     return Trunk(
-        tensors={name: tensors[name] for name in names},
+        tensors=tensors,
         metadata=metadata,
         sha256=content_sha256(tensors),
         path=path,
@@ -115,10 +136,13 @@ def load_trunk(path: str | Path) -> Trunk:
 
 
 def find_trunk(text: str) -> Path:
-    """Returns the trunk file that a text means: a file, a run folder, or a name in data/trunks.
+    """Returns the trunk file that a text means: a file, a run folder, a name in data/trunks, or
+    `hf-hub:OWNER/NAME[@revision]`, which is fetched.
 
     Raises: TrunkError: none of them is there.
     """
+    if text.startswith(PREFIX):
+        return fetch(text, FILE_NAME)
     asked = Path(text).expanduser()
     if asked.is_file():
         return asked
@@ -129,13 +153,20 @@ def find_trunk(text: str) -> Path:
             f"{asked} holds no {FILE_NAME}: the warm-up there has not written one yet, or it is "
             "no run folder of a warm-up. Give a trunk file or the folder of a finished warm-up."
         )
-    shipped = {p.stem: p for home in _trunk_homes() for p in sorted(home.glob("*.safetensors"))}
+    shipped = shipped_trunks()
     if text.removesuffix(".safetensors") in shipped:
         return shipped[text.removesuffix(".safetensors")]
     raise TrunkError(
-        f"There is no trunk {text!r}: neither a file, nor a run folder, nor one of the shipped "
-        f"trunks ({', '.join(sorted(shipped)) or 'none'}).{nearest(text, shipped)}"
+        f"There is no trunk {text!r}: neither a file, nor a run folder, nor an export, nor one of "
+        f"the shipped trunks ({', '.join(sorted(shipped)) or 'none'}), nor a tag of timm's, nor "
+        "hf-hub:OWNER/NAME."
+        f"{nearest(text, shipped)}"
     )
+
+
+def shipped_trunks() -> dict[str, Path]:
+    """Returns the trunks that ship with the package, name -> file."""
+    return {p.stem: p for home in _trunk_homes() for p in sorted(home.glob("*.safetensors"))}
 
 
 def content_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -153,8 +184,7 @@ def _check(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
     version = metadata.get("format_version")
     if version is None or "names" not in metadata:
         raise TrunkError(
-            f"{path} is a safetensors file but no trunk: it has no list of trunk tensors. Give "
-            "what `vitwarm warmup` wrote, or use handoff.init for a whole pretrained model."
+            f"{path} is a safetensors file but no trunk: it has no list of trunk tensors. {_IMPORT}"
         )
     if version != str(FORMAT_VERSION):
         raise TrunkError(

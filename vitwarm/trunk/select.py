@@ -38,6 +38,20 @@ def block_prefixes(names: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda prefix: [int(n) for n in re.findall(r"\d+", prefix)])
 
 
+def named_as(theirs: Iterable[str], ours: Iterable[str]) -> dict[str, str]:
+    """Returns a file's names by the model's: the last norm is `norm` or, pooled, `fc_norm`."""
+    known, held = set(ours), list(theirs)
+
+    def renamed(name: str) -> str:
+        for a, b in (("norm.", "fc_norm."), ("fc_norm.", "norm.")):
+            other = name.replace(a, b, 1)
+            if name.startswith(a) and name not in known and other in known and other not in held:
+                return other
+        return name
+
+    return {renamed(name): name for name in held}
+
+
 def place_of(name: str, prefixes: Sequence[str]) -> Place:
     """Returns where a tensor lies: norms after the last block follow it, `norm_pre` the first, and
     what stands between two stages the block behind it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,7 +30,6 @@ from vitwarm.trunk.vectors import (
     published_scale,
     random_units,
     token_table,
-    unit_scale,
 )
 
 
@@ -76,22 +76,15 @@ class TokenModel(nn.Module):
         self.n_tokens = self.grid[0] * self.grid[1]
         if self.grid != native:
             resize(model, self.grid)
-        pre_normed, eps = first_norm(model)
-        width = width_in(model)
+        (pre_normed, eps), width = first_norm(model), width_in(model)
         own = own_order(model, family)
         n_vectors = 1 if own else 2
-        scale = unit_scale(width, n_vectors=n_vectors)
-        if pre_normed:
-            scale = published_scale(eps, width, n_vectors=n_vectors)
+        scale, policy = _scale(pre_normed, eps, width, n_vectors)
         token_scale = scale if token_scale is None else token_scale
         position_scale = scale if position_scale is None else position_scale
         table, embedding = token_table(n_ids, width, seed=seed)
-        positions = None if own else random_units(self.n_tokens, width, seed=seed, name="positions")
-        embed = TokenEmbed(
-            table * token_scale,
-            None if positions is None else positions * position_scale,
-            self.grid,
-        )
+        units = None if own else random_units(self.n_tokens, width, seed=seed, name="positions")
+        positions = None if units is None else units * position_scale
         self.facts = {
             **model_facts(model),
             "n_ids": str(n_ids),
@@ -104,21 +97,19 @@ class TokenModel(nn.Module):
             "positions": own or "random unit vectors, frozen",
             "position_scale": "0" if own else f"{position_scale:.6g}",
             "norm_eps": f"{eps:g}",
-            "scale_policy": _policy(pre_normed, n_vectors),
+            "scale_policy": policy,
             "final_norm": self._late_norm or "the model's own",
         }
         trunk = set(trunk_names(model))
+        embed = TokenEmbed(table * token_scale, positions, self.grid)
         put_in(model, family, embed.to(next(model.parameters()).device))
         take_off(model, family)
-        hold_still(model)
-        prefix = () if never_in_front(model) else PREFIX_TOKENS
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in trunk or name.split(".")[-1] in prefix)
+        _train_alone(model, trunk)
         self.model: Any = model  # timm's classes share their attributes by custom, not by type
         with torch_seeded(seed, "unfold"):
             self.unfold = unfold_for(model, self.grid, width)
-        width_out: Any = model.num_features
-        self.width = width if self.unfold is not None else int(width_out)
+        out: Any = model.num_features
+        self.width = width if self.unfold is not None else int(out)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Returns x_BTD, the tokens after the final norm(s), prefix tokens left out.
@@ -143,8 +134,19 @@ class TokenModel(nn.Module):
         return y
 
 
-def _policy(pre_normed: bool, n_vectors: int) -> str:
+def _train_alone(model: nn.Module, trunk: set[str]) -> None:
+    """Lets the trunk and the prefix tokens train, and nothing else."""
+    hold_still(model)
+    prefix = () if never_in_front(model) else PREFIX_TOKENS
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trunk or name.split(".")[-1] in prefix)
+
+
+def _scale(pre_normed: bool, eps: float, width: int, n_vectors: int) -> tuple[float, str]:
+    """The norm of each vector of a token, and its policy in words; see `vectors`."""
     if not pre_normed:
-        return "unit variance per channel (no norm before the first attention)"
+        policy = "unit variance per channel (no norm before the first attention)"
+        return math.sqrt(width / n_vectors), policy
     alone = " x sqrt(2) (no position vectors)" if n_vectors == 1 else ""
-    return f"0.02 x sqrt(eps / 1e-6) x sqrt(max(width, 768) / 768){alone}"
+    policy = f"0.02 x sqrt(eps / 1e-6) x sqrt(max(width, 768) / 768){alone}"
+    return published_scale(eps, width, n_vectors=n_vectors), policy

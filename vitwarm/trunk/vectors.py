@@ -39,11 +39,6 @@ def published_scale(eps: float, width: int, *, n_vectors: int = 2) -> float:
     return PUBLISHED_SCALE * math.sqrt(eps / PUBLISHED_EPS) * wide * math.sqrt(2 / n_vectors)
 
 
-def unit_scale(width: int, *, n_vectors: int) -> float:
-    """Returns the norm of each vector with which a token's channels have unit variance."""
-    return math.sqrt(width / n_vectors)
-
-
 def token_table(n_ids: int, width: int, *, seed: int) -> tuple[Tensor, str]:
     """Returns unit rows [n_ids, width], float32, and what they are in words.
 

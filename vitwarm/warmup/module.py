@@ -9,16 +9,12 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vitwarm.callbacks import Checkpoint
-from vitwarm.loop import (
-    SteppedModule,
-)
-from vitwarm.masking import IGNORE
+from vitwarm.loop import Checkpoint, Cut, Schedule, SteppedModule
+from vitwarm.rules.masking import IGNORE
 from vitwarm.seeding import seed_of
-from vitwarm.sequences import WarmupBatch
-from vitwarm.trunk import (
-    TokenModel,
-)
+from vitwarm.trunk import TokenModel
+from vitwarm.warmup.sequences import WarmupBatch
+from vitwarm.world import World
 
 
 class HiddenLoss(NamedTuple):
@@ -52,34 +48,18 @@ class WarmupModule(SteppedModule):
     def __init__(
         self,
         tokens: TokenModel,
+        schedule: Schedule,
+        cut: Cut,
+        world: World,
         *,
         n_ids: int,
-        n_steps: int,
-        ramp_steps: int,
-        accumulate: int,
-        world_size: int = 1,
-        rank: int = 0,
         opt: str = "adamw",
-        lr: float = 2e-3,
-        min_lr: float = 1e-6,
-        warmup_lr: float = 1e-7,
         weight_decay: float = 0.05,
         clip_grad: float | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(
-            n_steps=n_steps,
-            ramp_steps=ramp_steps,
-            accumulate=accumulate,
-            world_size=world_size,
-            rank=rank,
-            opt=opt,
-            lr=lr,
-            min_lr=min_lr,
-            warmup_lr=warmup_lr,
-            weight_decay=weight_decay,
-            clip_grad=clip_grad,
-            seed=seed,
+            schedule, cut, world, opt=opt, weight_decay=weight_decay, clip_grad=clip_grad, seed=seed
         )
         self.tokens = tokens
         self.head = nn.Linear(tokens.width, n_ids)
@@ -101,20 +81,24 @@ class WarmupModule(SteppedModule):
         self._meters = part if self._meters is None else self._meters + part
         # Lightning divides by the accumulation and DDP by the processes; what is left is the mean
         # over the hidden tokens of the whole batch, wherever they were computed.
-        return sums.loss * (self.accumulate * self.world_size / batch.n_hidden)
+        return sums.loss * (self.accumulate * self.world.size / batch.n_hidden)
 
     def make_optimizer(self) -> Optimizer:
         # A list, not the module: the published recipe decays biases and norms too.
         parameters = [p for p in self.parameters() if p.requires_grad]
         return create_optimizer_v2(
-            parameters, opt=self.opt, lr=self.peak, weight_decay=self.weight_decay, **self.fused
+            parameters,
+            opt=self.opt,
+            lr=self.schedule.lr,
+            weight_decay=self.weight_decay,
+            **self.fused,
         )
 
     def read_meters(self) -> dict[str, float]:
         if self._meters is None:
             return {}
         sums = self._meters
-        if self.world_size > 1:
+        if self.world.size > 1:
             torch.distributed.all_reduce(sums)
         loss, correct, count = sums.tolist()
         self._meters = None
@@ -129,7 +113,7 @@ class WarmupModule(SteppedModule):
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
         super().restore(checkpoint)
-        if checkpoint is not None and self.rank == 0:
+        if checkpoint is not None and self.world.is_zero:
             self._meters = checkpoint.state.get("meters")
 
     def on_train_start(self) -> None:

@@ -8,46 +8,38 @@ from pathlib import Path
 from typing import Any
 
 from vitwarm.config import WarmupRun, config_hash
-from vitwarm.loop import (
-    Cut,
-    World,
-    check_optimizer,
-    choose_device,
-    cut_batch,
-    find_world,
-)
+from vitwarm.errors import ConfigError
+from vitwarm.hardware import choose_device, choose_numbers
+from vitwarm.loggers import check_loggers
+from vitwarm.loop import Plan, Schedule, check_optimizer, cut_batch
 from vitwarm.rules import Rule, make_rule, rule_config
-from vitwarm.sequences import SequenceLoader
 from vitwarm.trunk import (
     TokenModel,
     build_model,
     build_shapes,
+    checkpoint_gradients,
     patch_grid,
+    read_groups,
+    tie_blocks,
 )
 from vitwarm.units import Budget, parse_budget
+from vitwarm.warmup.sequences import SequenceLoader
+from vitwarm.world import find_world
 
 
-@dataclass(frozen=True)
-class WarmupPlan:
+@dataclass(frozen=True, kw_only=True)
+class WarmupPlan(Plan):
     """What a config comes to, before anything is trained."""
 
     config: WarmupRun
     rule: Rule
     rule_facts: dict[str, Any]
-    digest: str
     budget: Budget
-    ramp_steps: int
     n_tokens: int
     n_words: int
     """Tokens that the rule itself makes; the rest of the sequence is one visible pad."""
-    cut: Cut
-    world: World
     hide_share: float | None
     """None: what the rule says, row by row (the members of a mixture may differ)."""
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.config.run.root) / f"{self.config.name}-{self.digest[:8]}"
 
     def __str__(self) -> str:
         warm = self.config.warmup
@@ -58,11 +50,7 @@ class WarmupPlan:
             + (f" ({pads} visible pad: the rule refuses this length)" if pads else ""),
             f"budget    {self.budget}",
             f"base      {warm.base_images or 0:,} images x {warm.base_epochs or 0:g} epochs",
-            f"schedule  {warm.opt}, lr {warm.lr:g}, {self.ramp_steps:,} ramp steps, cosine to "
-            f"{warm.min_lr:g}, weight decay {warm.weight_decay:g}",
-            f"batch     {self.cut.batch_size} = {self.world.size} process(es) x "
-            f"{self.cut.micro_batch_size} x {self.cut.accumulate} accumulated",
-            f"folder    {self.folder}",
+            super().__str__(),
         ]
         return "\n".join(lines)
 
@@ -75,8 +63,9 @@ def plan_warmup(config: WarmupRun, *, n_tokens: int | None = None) -> WarmupPlan
     Raises: ConfigError, RuleError, ModelError: something in the config cannot be used.
     """
     warm = config.warmup
-    choose_device(config.run)
-    check_optimizer("warmup.opt", warm.opt)
+    device = choose_device(config.run)
+    check_loggers(config.run.logger)
+    check_optimizer("warmup.opt", warm.opt, device)
     rule = make_rule(config.rule.name, **config.rule.params)
     facts = rule_config(rule)
     if n_tokens is None:
@@ -88,19 +77,35 @@ def plan_warmup(config: WarmupRun, *, n_tokens: int | None = None) -> WarmupPlan
         base_images=warm.base_images,
         base_epochs=warm.base_epochs,
     )
+    if warm.ramp_steps is not None and warm.ramp_steps > budget.steps:
+        raise ConfigError(
+            f"warmup.ramp_steps is {warm.ramp_steps:,}, but the budget has {budget.steps:,} steps; "
+            "the learning rate would never reach its peak. Shorten the ramp or leave it out."
+        )
     world = find_world(config.run)
-    digest = config_hash(config, {"rule.name": facts["name"], "rule.params": json.dumps(facts)})
+    contents = {"rule.name": facts["name"], "rule.params": json.dumps(facts)}
+    if warm.tie is not None:  # two spellings are one warm-up
+        contents["warmup.tie"] = json.dumps(read_groups(warm.tie))
+    digest = config_hash(config, contents)
     return WarmupPlan(
         config=config,
         rule=rule,
         rule_facts=facts,
         digest=digest,
         budget=budget,
-        ramp_steps=warm.ramp_steps or min(1000, budget.steps // 15),
+        schedule=Schedule(
+            n_steps=budget.steps,
+            ramp_steps=warm.ramp_steps or min(1000, budget.steps // 15),
+            lr=warm.lr,
+            min_lr=warm.min_lr,
+            warmup_lr=warm.warmup_lr,
+        ),
         n_tokens=n_tokens,
         n_words=rule.fit_length(n_tokens),
         cut=cut_batch(warm.batch_size, warm.micro_batch_size, world, field="warmup"),
         world=world,
+        device=device,
+        numbers=choose_numbers(warm.precision, device),
         hide_share=warm.hide_share,
     )
 
@@ -121,7 +126,9 @@ def make_token_model(config: WarmupRun) -> TokenModel:
     warm = config.warmup
     rule = make_rule(config.rule.name, **config.rule.params)
     model = build_model(warm.model, seed=config.seed, **warm.model_kwargs)
-    return TokenModel(
+    if warm.tie is not None:
+        tie_blocks(model, read_groups(warm.tie), with_norms=warm.tie_norms)
+    tokens = TokenModel(
         model,
         n_ids=rule.n_ids + 1,  # the mask has an id of its own, the head has no class for it
         n_tokens=warm.n_tokens,
@@ -129,6 +136,12 @@ def make_token_model(config: WarmupRun) -> TokenModel:
         token_scale=warm.token_scale,
         position_scale=warm.position_scale,
     )
+    if warm.grad_checkpointing:
+        checkpoint_gradients(tokens.model, warm.model, section="warmup")
+    if warm.tie is not None:
+        tokens.facts["block_groups"] = json.dumps(read_groups(warm.tie))
+        tokens.facts["tied"] = "all of a block" if warm.tie_norms else "attention and MLP"
+    return tokens
 
 
 def make_loader(plan: WarmupPlan, *, start_step: int) -> SequenceLoader:
@@ -144,5 +157,5 @@ def make_loader(plan: WarmupPlan, *, start_step: int) -> SequenceLoader:
         rank=plan.world.rank,
         world_size=plan.world.size,
         hide_share=plan.hide_share,
-        pin_memory=choose_device(plan.config.run).type == "cuda",
+        pin_memory=plan.device.type == "cuda",
     )

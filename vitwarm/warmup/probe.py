@@ -6,21 +6,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from torch import nn
 
-from vitwarm.errors import RuleError
-from vitwarm.loop import evaluation_steps
-from vitwarm.masking import IGNORE, Masked, make_batch
+from vitwarm.loop import StepCallback, evaluation_steps
 from vitwarm.records import RunFolder
-from vitwarm.rules import make_rule, rule_config
+from vitwarm.rules.baselines import order_blind_accuracy
+from vitwarm.rules.masking import Masked, make_batch
 from vitwarm.rules.stats import hidden_groups, octave_name
 from vitwarm.seeding import seed_of
-from vitwarm.sequences import pack
 from vitwarm.trunk import blocks_of
 from vitwarm.warmup.module import WarmupModule, hidden_loss
 from vitwarm.warmup.plan import WarmupPlan
+from vitwarm.warmup.sequences import pack
 
 #: Held-out sequences of a look on the way; the final evaluation reads `warmup.eval_sequences`.
 PROBE_SEQUENCES = 256
@@ -29,7 +28,7 @@ PROBE_SEQUENCES = 256
 CEILING_SEQUENCES = 128
 
 
-class Probe(Callback):
+class Probe(StepCallback):
     """Evaluates on the way and writes what it found, with the blocks' norms, to metrics.jsonl."""
 
     def __init__(self, plan: WarmupPlan, run: RunFolder) -> None:
@@ -37,18 +36,14 @@ class Probe(Callback):
         self.run = run
         self.steps = evaluation_steps(plan.budget.steps, plan.config.warmup.evaluations)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step = pl_module.steps_done
-        if not trainer.is_global_zero or not pl_module.at_step_end(batch_idx):
-            return
-        if step not in self.steps:
+    def on_step_end(self, trainer: Trainer, module: Any) -> None:
+        step = module.steps_done
+        if not trainer.is_global_zero or step not in self.steps:
             return
         n_sequences = min(PROBE_SEQUENCES, self.plan.config.warmup.eval_sequences)
-        found = evaluate(pl_module, self.plan, device=pl_module.device, n_sequences=n_sequences)
-        pl_module.train()
-        norms = block_norms(pl_module.tokens.model)
+        found = evaluate(module, self.plan, device=module.device, n_sequences=n_sequences)
+        module.train()
+        norms = block_norms(module.tokens.model)
         self.run.append_metrics(kind="eval", step=step, **found, block_norms=norms)
 
 
@@ -62,17 +57,16 @@ def evaluate(
         (the accuracy of always answering the most frequent hidden id), and `hidden_accuracy_by` as
         `Record` has it.
     """
-    warm = plan.config.warmup
     module.to(device).eval()
     counts = np.zeros(plan.rule.n_ids, dtype=np.int64)
     loss = 0.0
     right: list[NDArray[np.bool_]] = []
     groups: dict[str, list[NDArray[np.int64]]] = {}
     size = min(plan.cut.micro_batch_size, n_sequences)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=warm.precision == "bf16"):
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=plan.numbers.bf16):
         for start in range(0, n_sequences, size):
             batch = held_out_batch(plan, start, min(size, n_sequences - start))
-            targets = batch.target_ids[batch.target_ids != IGNORE].astype(np.int64)
+            targets = batch.target_ids[batch.hidden].astype(np.int64)
             counts += np.bincount(targets, minlength=plan.rule.n_ids)
             packed = pack(
                 batch.input_ids, batch.target_ids, n_hidden=len(targets), places=len(targets)
@@ -121,20 +115,10 @@ def find_ceiling(plan: WarmupPlan) -> dict[str, Any]:
     }
 
 
-def find_order_blind(plan: WarmupPlan) -> float | None:
-    """Returns what no predictor exceeds that does not see the order of the tokens, in percent.
-
-    This is the ceiling of the rule's shuffled control, of the rule itself where it is one.
-    Returns: None: the rule has no such control.
-    """
-    rule = plan.rule
-    try:
-        control = rule if rule.name == "shuffled" else make_rule("shuffled", of=rule_config(rule))
-    except RuleError:
-        return None
-    ids, visible = _words(plan, held_out_batch(plan, 0, CEILING_SEQUENCES))
-    # The control's own sequences are these with their order destroyed, and its ceiling counts ids.
-    return 100 * control.ceiling(ids, visible).high
+def find_order_blind(plan: WarmupPlan) -> float:
+    """Returns what no predictor exceeds that does not see the order of the tokens, in percent."""
+    words = _words(plan, held_out_batch(plan, 0, CEILING_SEQUENCES))
+    return 100 * order_blind_accuracy(plan.rule, *words)
 
 
 def block_norms(model: nn.Module) -> list[float]:
@@ -150,9 +134,7 @@ def block_norms(model: nn.Module) -> list[float]:
 
 def _words(plan: WarmupPlan, batch: Masked) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
     """The sequences as the rule made them, and the same with the mask id; both without the pad."""
-    visible = batch.input_ids[:, : plan.n_words]
-    targets = batch.target_ids[:, : plan.n_words]
-    return np.where(targets != IGNORE, targets, visible).astype(np.int16), visible
+    return batch.ids[:, : plan.n_words], batch.input_ids[:, : plan.n_words]
 
 
 def _groups_of(plan: WarmupPlan, batch: Masked) -> dict[str, NDArray[np.int64]]:

@@ -1,0 +1,153 @@
+"""What README and docs tell people to type runs, at toy size; pages and links are there."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_images import write_tiny_shards
+from vitwarm.cli import main
+from vitwarm.config import WarmupRun, find_recipe, load_config
+from vitwarm.warmup import run_warmup, warmup_folder
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *ROOT.glob("data/*.md")]
+#: At the end of a command, so that it takes seconds: what each stage gets.
+TOY = {
+    "warmup": "warmup.budget=2steps warmup.batch_size=2 warmup.eval_sequences=2 run.device=cpu",
+    "train": "train.steps=2 train.batch_size=4 train.evaluations=1 train.micro_batch_size=2 "
+    "run.device=cpu run.workers=0 handoff.allow_failed=true",
+    "sweep": "--dry-run",
+}
+#: Not run here, and where it is.
+ELSEWHERE = {
+    "pip ": ".ci/run types it",
+    "vitwarm quickstart": ".ci/run types it, with --smoke",
+    "vitwarm transfer": "tests/test_transfer.py: its pilot takes minutes",
+    "mkdocs ": ".ci/run builds the pages strictly",
+    "vitwarm doctor --models": "tests/test_coverage_models.py",
+    "my_sweep.yaml": "tests/test_slurm.py: the reader's own file, on a cluster",
+    "--nnodes": "tests/test_two_hosts.py: two hosts",
+    "scripts/make_shards.py": "tests/test_shards_tools.py: the original tars",
+    "shards voc": "tests/test_shards_voc.py",
+    "vitwarm probe": "tests/test_probe.py",
+    "handoff import": "tests/test_foreign.py: others' files",
+    "handoff expand": "tests/test_expand.py",
+    "base.safetensors": "tests/test_expand.py makes it",
+    "handoff push": "tests/test_hub.py: a server",
+}
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every command that the pages show, with the page's name."""
+    found = []
+    for page in PAGES:
+        for language, body in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.S | re.M):
+            if language not in ("", "bash"):
+                continue
+            for line in body.replace("\\\n", " ").splitlines():
+                line = re.sub(r"\s+#.*|^\$ ", "", line).strip()
+                if re.match(r"(vitwarm|python|torchrun|pip|mkdocs) ", line):
+                    found.append((page.name, line))
+    return found
+
+
+def is_elsewhere(command: str) -> bool:
+    return any(part in command for part in ELSEWHERE)
+
+
+def test_the_pages_are_full_of_commands() -> None:
+    assert len(commands()) > 25
+    shown = [command for _, command in commands()]
+    assert all(any(part in command for command in shown) for part in ("pip ", "--nnodes"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "scripts/make_docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if target.startswith("http") or (page.parent.name == "docs" and target in made.PAGES):
+            continue
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readme_is_short_and_its_pictures_small() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+    assert sum(path.stat().st_size for path in (ROOT / "docs/images").iterdir()) < 300_000
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which everything lies that the pages speak of."""
+    home = tmp_path_factory.mktemp("reader")
+    write_tiny_shards(home / "shards", n_train=80, n_val=8, size=32, ending="jpg")
+    for name in ("imagenet-1k-wds", "shards"):
+        shutil.copytree(home / "shards", home / "data" / name)
+    for split in ("train", "validation"):
+        for number, tar in enumerate(sorted((home / "shards").rglob(f"*{split}*.tar"))):
+            for folder in (home / "data", home / "data/imagenet-1k-wds"):
+                shutil.copy(tar, folder / f"imagenet1k-{split}-{number:04d}.tar")
+    write_pictures(home / "cifar100")
+    for name, recipe in (("warmup", None), ("vit_base_dyck64", "warmup/vit_base_dyck64")):
+        words = [*TOY["warmup"].split(), f"run.root={home}/runs", "warmup.micro_batch_size=null"]
+        config = load_config(WarmupRun, None if recipe is None else find_recipe(recipe), words)
+        run_warmup(config)
+        (home / f"runs/{name}-1a2b3c4d").symlink_to(warmup_folder(config))
+    return home
+
+
+def write_pictures(folder: Path) -> None:
+    """Image folders, as a reader has them."""
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for label in range(3):
+            place = folder / split / f"class{label}"
+            place.mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (32, 32), (80 * label, 20 * number, 9)).save(
+                    place / f"{number}.png"
+                )
+
+
+def at_toy_size(command: str, home: Path) -> list[str]:
+    """The command's words, with the reader's folder and few steps."""
+    command = re.sub(r"imagenet1k-(\w+)-\{0000\.\.\d+\}", r"imagenet1k-\1-{0000..0001}", command)
+    command = command.replace(" cifar100 shards", " cifar100 made")  # `shards` is there already
+    command = command.replace("/data/", f"{home}/data/").replace("...", f"{home}/shards/train")
+    words = [re.sub(r"^run\.devices=8$", "run.devices=2", word) for word in shlex.split(command)]
+    stage = next((name for name in TOY if name in words or f"scripts/{name}.py" in words), "")
+    return [*words, *TOY.get(stage, "").split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "command"), [pair for pair in dict.fromkeys(commands()) if not is_elsewhere(pair[1])]
+)
+def test_what_the_pages_tell_people_to_type_runs(
+    page: str, command: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    words = at_toy_size(command, place)
+    if words[0] == "torchrun":
+        words = ["2" if word == "8" else word for word in words]
+        script = words.index(next(word for word in words if word.startswith("scripts/")))
+        words[script] = str(ROOT / words[script])
+        run = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:]]
+        done = subprocess.run(run, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return
+    if words[0] == "python":
+        words = ["vitwarm", Path(words[1]).stem, *words[2:]]
+    assert main(words[1:]) == 0

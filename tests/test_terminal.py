@@ -1,0 +1,119 @@
+"""What a person meets in a terminal: help, version, aligned tables, completion."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from vitwarm import __version__
+from vitwarm.cli import main
+from vitwarm.commands import COMMANDS
+from vitwarm.commands.shared import columns
+from vitwarm.config import TrainRun, WarmupRun
+from vitwarm.config.fields import fields_of
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vitwarm {__version__}\n"
+
+
+@pytest.mark.parametrize(("command", "schema"), [("train", TrainRun), ("warmup", WarmupRun)])
+def test_help_names_what_is_changed_most(
+    command: str,
+    schema: type,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    said = capsys.readouterr().out
+    every = {facts.name: facts for facts in fields_of(schema)}
+    assert f"{command}.lr" in said
+    assert f"all {len(every)} fields: vitwarm configs fields" in said
+    shown = [line.split() for line in said.splitlines() if line.partition(" ")[0] in every]
+    assert len(shown) > 10
+    for name, default, *_ in shown:
+        assert every[name].default.startswith(default) or (not every[name].default)
+    assert max(map(len, said.splitlines())) <= 100
+
+
+def test_doctors_table_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    (hub,) = (line for line in lines if "huggingface-hub" in line)
+    start = hub.index("huggingface-hub") + len("huggingface-hub  ")
+    assert all(line[start - 2 : start] == "  " and line[start] != " " for line in lines)
+
+
+def test_columns() -> None:
+    assert columns([("a", "bb"), ("ccc", "d")]) == "a    bb\nccc  d"
+
+
+def complete(script: Path, *words: str) -> list[str]:
+    """What bash offers for the last word, from its own variables and the function."""
+    code = (
+        'source "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _vitwarm; '
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", code, str(script), "vitwarm", *words],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from vitwarm.commands.completion import make_script
+
+    path = tmp_path_factory.mktemp("completion") / "vitwarm"
+    path.write_text(make_script())
+    return path
+
+
+def test_bash_completes_commands_options_fields_and_recipes(script: Path) -> None:
+    assert complete(script, "") == list(COMMANDS)
+    assert complete(script, "tr") == ["trunks", "train", "transfer"]
+    assert complete(script, "warmup", "--b") == ["--budget"]
+    assert complete(script, "train", "train.warmup") == ["train.warmup_epochs=", "train.warmup_lr="]
+    assert complete(script, "train", "--config", "train/deit_") == [
+        "train/deit_base", "train/deit_small"
+    ]  # fmt: skip
+    assert complete(script, "configs", "co") == ["copy"]
+    assert complete(script, "completion", "") == ["bash", "zsh", "--help", "--debug"]
+    assert complete(script, "nothing", "--") == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+def test_zsh_completes_as_it_is_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a zsh on a terminal of its own: a word, the tab key, the end of the line."""
+    assert main(["completion", "zsh"]) == 0
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out)
+    typed = (
+        f"source {script}\n",
+        f"vitwarm() {{ print -l -- $@ > {tmp_path}/got }}\n",
+        "vitwarm trai\ttrain.warmup_e\t\n",
+    )
+    master, slave = pty.openpty()
+    environment = {**os.environ, "HOME": str(tmp_path), "TERM": "dumb"}
+    with subprocess.Popen(
+        ["zsh", "-f", "-i"], stdin=slave, stdout=slave, stderr=slave, env=environment
+    ) as shell:
+        for text in typed:
+            os.write(master, text.encode())
+            time.sleep(1.5)
+        os.write(master, b"exit\n")
+        shell.wait(20)
+    os.close(slave)
+    os.close(master)
+    assert (tmp_path / "got").read_text().split() == ["train", "train.warmup_epochs="]

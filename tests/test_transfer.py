@@ -1,0 +1,99 @@
+"""`vitwarm transfer`: what fits into the time, and what may be said of the differences."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from vitwarm.cli import main
+from vitwarm.commands.transfer import LEAST_STEPS, MOST_PASSES, Pilot, plan_probe, say_result
+from vitwarm.errors import ConfigError
+from vitwarm.trunk import build_model, save_trunk
+
+PILOT = Pilot(step_seconds=0.1, other_seconds=5.0, n_images=50_000, n_classes=100)
+
+
+def test_the_steps_fill_the_time_and_the_images_follow_the_steps() -> None:
+    steps, fraction = plan_probe(PILOT, seconds=3600, n_runs=15, n_slots=2, batch_size=64)
+    assert 8 * (5.0 + 0.1 * steps) <= 3600 < 8 * (5.0 + 0.1 * (steps + 1))
+    assert round(fraction * 50_000) == round(steps * 64 / MOST_PASSES)
+
+
+def test_few_images_end_the_training_before_the_time() -> None:
+    few = Pilot(step_seconds=0.01, other_seconds=1.0, n_images=640, n_classes=10)
+    steps, fraction = plan_probe(few, seconds=3600, n_runs=15, n_slots=1, batch_size=64)
+    assert (steps, fraction) == (640, 1.0)
+
+
+def test_every_class_has_ten_images_where_there_are_that_many() -> None:
+    _, fraction = plan_probe(PILOT, seconds=150, n_runs=9, n_slots=9, batch_size=32)
+    assert fraction == 1000 / 50_000
+
+
+def test_too_short_a_time_says_what_is_needed() -> None:
+    with pytest.raises(ConfigError, match=r"leaves 25 steps a run.*Give --minutes \d+") as caught:
+        plan_probe(PILOT, seconds=60, n_runs=16, n_slots=2, batch_size=64)
+    minutes = int(str(caught.value).split("--minutes ")[2].split(",")[0])
+    steps, _ = plan_probe(PILOT, seconds=0.85 * 60 * minutes, n_runs=16, n_slots=2, batch_size=64)
+    assert steps >= LEAST_STEPS
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.2, 4.2, "+2.2 points against timm's own initialisation with 500 images (n = 5 paired "),
+        (0.2, 4.2, "95 % CI +0.2 to +4.2): it helps here."),
+        (-1.0, 5.4, "95 % CI -1.0 to +5.4): no significant difference."),
+        (-4.0, -0.4, "): it harms here."),
+        (None, None, "(n = 5 paired seeds): too few for an interval."),
+    ],
+)
+def test_the_sentence_claims_what_its_interval_carries(
+    low: float | None, high: float | None, said: str
+) -> None:
+    mean = 2.2 if low is None or high is None else (low + high) / 2
+    difference = SimpleNamespace(mean=mean, low=low, high=high, n=5)
+    one = SimpleNamespace(arm="warmed", reference="default", n_images=500, difference=difference)
+    text = say_result(SimpleNamespace(matched_images=[one]), "trunk")  # type: ignore[arg-type]
+    assert said in text
+    assert text.endswith("The mimetic start has no finished pair; see the report.")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--minutes", "0"], "--minutes is 0; give the time"),
+        (["--seeds", "2"], "an interval needs at least 3 paired seeds"),
+    ],
+)
+def test_mistakes_get_a_sentence(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["transfer", "trunk", "--data", "shards", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_probe_of_a_real_trunk_ends_in_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    from vitwarm.shards.write.digits import write_digits
+
+    write_digits(tmp_path / "digits")
+    shape = {"img_size": 8, "patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    model = build_model("vit_tiny_patch16_224", seed=3, **shape)
+    trunk = save_trunk(tmp_path / "trunk.safetensors", model, {})
+    began = time.monotonic()
+    words = ["--data", str(tmp_path / "digits" / "train"), "--out", str(tmp_path / "out")]
+    fast = ["--minutes", "1.5", "--seeds", "3", "run.device=cpu"]
+    assert main(["transfer", str(trunk), *words, *fast]) == 0
+    assert time.monotonic() - began < 120  # its workers start beside other tests
+    said = capsys.readouterr().out
+    assert "3 paired seeds, 3 starts" in said
+    assert f"The trunk {trunk}: " in said
+    assert "The mimetic start: " in said
+    assert "95 % CI" in said

@@ -1,0 +1,215 @@
+"""Does this trunk help on my images? The smallest honest answer within a stated time.
+
+    vitwarm transfer runs/warmup-1a2b3c4d --data shards --minutes 30
+
+Trains the trunk's model from the trunk, from timm's own initialisation and from the mimetic one on
+as many of the images as the time allows, over paired seeds, and ends in a sentence with its
+interval. Training is short: a difference here is a hint about a long training, not its result.
+Words such as train.img_size=32 or train.aa=3a change the image training of all three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitwarm.errors import ConfigError
+from vitwarm.units import format_seconds
+
+if TYPE_CHECKING:
+    from vitwarm.config import SweepConfig
+    from vitwarm.report import Analysis
+
+ARMS = ("default", "warmed", "mimetic")
+#: Steps of the run that measures the time of a step.
+PILOT_STEPS = 30
+#: A training shorter than this has hardly left its ramp.
+LEAST_STEPS = 100
+#: More passes than this over few images measure how a start overfits.
+MOST_PASSES = 64
+#: Share of the stated time that is planned for; the rest is for what the pilot cannot see.
+PLANNED = 0.85
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What a short run of the default arm said."""
+
+    step_seconds: float
+    other_seconds: float
+    """Per run: building, evaluating, exporting."""
+    n_images: int
+    n_classes: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the words of `vitwarm transfer`."""
+    parser.add_argument("trunk", help="trunk file, run folder, shipped name or hf-hub:OWNER/NAME")
+    parser.add_argument("--data", required=True, metavar="SHARDS", help="as data.train takes it")
+    parser.add_argument("--val", metavar="SHARDS", help="default: DATA/validation")
+    parser.add_argument("--minutes", type=float, default=30.0, help="time it may take, default 30")
+    parser.add_argument("--seeds", type=int, default=5, help="paired seeds, at least 3; default 5")
+    parser.add_argument("--out", type=Path, default=Path("transfer"), help="folder for everything")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Times a pilot, plans what fits, runs it, and prints the differences in words."""
+    from vitwarm.report import run_report
+    from vitwarm.sweep import run_sweep
+
+    if not args.minutes > 0:
+        raise ConfigError(f"--minutes is {args.minutes:g}; give the time it may take, such as 30.")
+    if args.seeds < 3:
+        raise ConfigError(f"--seeds is {args.seeds}; an interval needs at least 3 paired seeds.")
+    began = time.monotonic()
+    base = _sweep(args, {"train.steps": PILOT_STEPS})
+    print(f"A pilot of {PILOT_STEPS} steps tells what fits in {args.minutes:g} min.", flush=True)
+    pilot = time_pilot(base, args.out)
+    n_slots = _count_slots(base)
+    left = args.minutes * 60 - (time.monotonic() - began)
+    steps, fraction = plan_probe(
+        pilot,
+        seconds=PLANNED * left,
+        n_runs=len(ARMS) * args.seeds,
+        n_slots=n_slots,
+        batch_size=_batch_size(base),
+    )
+    n_images = round(fraction * pilot.n_images)
+    print(
+        f"{n_images:,} of {pilot.n_images:,} images, {steps:,} steps, {args.seeds} paired seeds, "
+        f"{len(ARMS)} starts, {n_slots} at a time: about "
+        f"{format_seconds(_duration(pilot, steps, len(ARMS) * args.seeds, n_slots))}",
+        flush=True,
+    )
+    config = _sweep(args, {"train.steps": steps, "data.fraction": fraction})
+    result = run_sweep(config)
+    paths = run_report([result.folder], args.out / "report", title="Transfer", figures=False)
+    print(f"\n{say_result(paths.analyses[0], args.trunk)}\n{paths.page}")
+    return result.exit_code
+
+
+def time_pilot(base: SweepConfig, out: Path) -> Pilot:
+    """Trains the default arm for a few steps and returns what a step and the rest of a run take."""
+    from vitwarm.config import TrainRun, find_recipe, load_config
+    from vitwarm.sweep.execute import find_slots
+    from vitwarm.training import run_training
+
+    threads = int(find_slots(base.run, base.slots)[0]["OMP_NUM_THREADS"])
+    fields = {**base.set, "run.root": str(out / "pilot"), "run.threads": threads}
+    fields |= {"run.progress": False, "run.workers": threads - 1, "run.device": base.run.device}
+    config = load_config(TrainRun, find_recipe(base.base), fields=fields)
+    began = time.monotonic()
+    record = run_training(config, fresh=True)
+    seconds = time.monotonic() - began
+    step = config.train.batch_size / max(record.images_per_second or 0.0, 1e-9)
+    other = max(0.0, seconds - PILOT_STEPS * step)
+    return Pilot(step, other, record.n_train_images or 0, record.n_classes or 0)
+
+
+def plan_probe(
+    pilot: Pilot, *, seconds: float, n_runs: int, n_slots: int, batch_size: int
+) -> tuple[int, float]:
+    """Returns the steps of every run and the fraction of the images that fit into the time.
+
+    The images are as many as the steps show `MOST_PASSES` times, ten of each class at least.
+
+    Raises: ConfigError: the time is too short for `LEAST_STEPS` steps; it says what is needed.
+    """
+    rounds = math.ceil(n_runs / n_slots)
+    steps = int((seconds / rounds - pilot.other_seconds) / pilot.step_seconds)
+    if steps < LEAST_STEPS:
+        needed = _duration(pilot, LEAST_STEPS, n_runs, n_slots) / PLANNED / 60
+        raise ConfigError(
+            f"--minutes leaves {max(steps, 0)} steps a run; "
+            f"{LEAST_STEPS} are the least. "
+            f"Give --minutes {math.ceil(needed + 1)}, smaller images (train.img_size=...) or a GPU."
+        )
+    wanted = max(10 * pilot.n_classes, round(steps * batch_size / MOST_PASSES))
+    n_images = min(wanted, pilot.n_images)
+    most = math.ceil(MOST_PASSES * n_images / batch_size)
+    return min(steps, max(most, LEAST_STEPS)), n_images / pilot.n_images
+
+
+def say_result(analysis: Analysis, trunk: str) -> str:
+    """Returns the differences to the default start in words, with their intervals."""
+    lines = []
+    for name, what in (("warmed", f"The trunk {trunk}"), ("mimetic", "The mimetic start")):
+        found = [d for d in analysis.matched_images if d.arm == name and d.reference == "default"]
+        if not found:
+            lines.append(f"{what} has no finished pair; see the report.")
+            continue
+        one = found[0].difference
+        text = f"{what}: {one.mean:+.1f} points against timm's own initialisation with"
+        text += f" {found[0].n_images:,} images (n = {one.n} paired seeds"
+        if one.low is None or one.high is None:
+            lines.append(f"{text}): too few for an interval.")
+            continue
+        text += f", 95 % CI {one.low:+.1f} to {one.high:+.1f})"
+        if one.low > 0:
+            lines.append(f"{text}: it helps here.")
+        elif one.high < 0:
+            lines.append(f"{text}: it harms here.")
+        else:
+            lines.append(f"{text}: no significant difference.")
+    return "\n".join(lines)
+
+
+def _sweep(args: argparse.Namespace, fields: dict[str, Any]) -> SweepConfig:
+    from vitwarm.config import SweepConfig, load_config
+    from vitwarm.trunk import load_trunk
+
+    facts = load_trunk(args.trunk).facts
+    shape = dict(facts.get("model_args") or {})
+    size = shape.pop("img_size", None)
+    size = size[0] if isinstance(size, list) else size
+    val = args.val or f"{args.data.rstrip('/').removesuffix('/train')}/validation"
+    words = [word for word in args.overrides if word.split(".")[0] in ("train", "data", "handoff")]
+    others = [word for word in args.overrides if word not in words]
+    given = {
+        "data.train": args.data,
+        "data.val": val,
+        "train.model": facts["model"],
+        "train.model_kwargs": shape,
+        "train.img_size": size,
+        **fields,
+    }
+    return load_config(
+        SweepConfig,
+        None,
+        [*(f"set.{word}" for word in words), *others],
+        fields={
+            "name": "transfer",
+            "base": "train/transfer.yaml",
+            "match": "steps",
+            "warmup_seeds": "shared",
+            "seeds": list(range(args.seeds)),
+            "set": given,
+            "arms": {
+                "default": {},
+                "warmed": {"trunk": str(args.trunk), "train": {"handoff.allow_failed": True}},
+                "mimetic": {"init": "mimetic"},
+            },
+            "run.root": str(args.out / "runs"),
+        },
+    )
+
+
+def _batch_size(base: SweepConfig) -> int:
+    from vitwarm.config import TrainRun, find_recipe, load_config
+
+    return load_config(TrainRun, find_recipe(base.base), fields=base.set).train.batch_size
+
+
+def _count_slots(base: SweepConfig) -> int:
+    from vitwarm.sweep.execute import find_slots
+
+    return len(find_slots(base.run, base.slots))
+
+
+def _duration(pilot: Pilot, steps: int, n_runs: int, n_slots: int) -> float:
+    return math.ceil(n_runs / n_slots) * (pilot.other_seconds + steps * pilot.step_seconds)

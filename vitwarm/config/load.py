@@ -1,0 +1,204 @@
+"""From recipes and overrides to a frozen config, and back: loading, merging, saving, hashing.
+
+Loading order: the schema's defaults, the recipe named by `extends` (which may not extend in turn),
+the recipe itself, then dotted overrides from the command line. What comes out is a frozen plain
+dataclass; no OmegaConf object leaves `load_config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vitwarm.config.reading import as_meant, read_word, read_yaml
+from vitwarm.config.schema import ArmConfig, SweepConfig, TrainRun, WarmupRun
+from vitwarm.errors import ConfigError, nearest
+from vitwarm.files import write_text
+
+Config = TypeVar("Config", WarmupRun, TrainRun, SweepConfig)
+
+
+def load_config(
+    schema: type[Config],
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    fields: Mapping[str, Any] | None = None,
+) -> Config:
+    """Builds a config from a recipe file and dotted overrides.
+
+    Args:
+        schema: WarmupRun, TrainRun or SweepConfig.
+        path: a YAML recipe, or None for the defaults.
+        overrides: `section.field=value` words.
+        fields: dotted field -> value, as a sweep's `set`; merged before the overrides.
+    Returns: the frozen config; its `name` is the recipe's file name if the recipe sets none.
+    Raises: ConfigError: a file that is no recipe, a key that does not exist (with the nearest that
+        does), a value of another type, a mandatory field without value, a value out of range.
+    """
+    where = f"{path}" if path else "the command line"
+    try:
+        merged = OmegaConf.structured(schema)
+        if path:
+            recipe = read_yaml(Path(path))
+            if recipe.get("extends"):
+                parent = Path(path).parent / str(recipe["extends"])
+                inherited = read_yaml(parent)
+                if inherited.get("extends"):
+                    raise ConfigError(
+                        f"extends in {path} names {parent}, which extends "
+                        f"{inherited['extends']} in turn; one level is allowed. "
+                        "Extend the last one directly."
+                    )
+                where = f"{parent}"
+                merged = OmegaConf.merge(merged, _nest(inherited, schema))
+            where = f"{path}"
+            merged = OmegaConf.merge(merged, {"name": Path(path).stem}, _nest(recipe, schema))
+        if fields:
+            where = "the given fields"
+            merged = OmegaConf.merge(merged, _nest(fields, schema))
+        where = "the command line"
+        for word in overrides:
+            merged = OmegaConf.merge(merged, _nest(dict([read_word(word, schema)]), schema))
+        where = f"{path or schema.__name__}"
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(
+                f"{missing[0]} has no value in {where}; it is mandatory. "
+                f"Give it in the recipe or as {missing[0]}=..."
+            )
+        return cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{_explain(error, schema)} (in {where})") from error
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """Writes the resolved config as YAML, atomically."""
+    write_text(Path(path), OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Returns the config as nested dicts and lists of plain values."""
+    return dataclasses.asdict(config)
+
+
+def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """Returns a copy with dotted fields replaced, checked like a recipe's.
+
+    Raises: ConfigError: as `load_config`.
+    """
+    schema = type(config)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(to_plain(config)))
+        merged = OmegaConf.merge(merged, _nest(overrides, schema))
+        return cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error, schema)) from error
+
+
+def config_hash(config: Any, contents: Mapping[str, str | None] | None = None) -> str:
+    """Returns 64 hex digits that depend on what changes the result, and on nothing else.
+
+    Args:
+        config: a config dataclass. Fields marked free (paths, workers, logging) are left out.
+        contents: dotted field -> content hash, for fields that name files: the trunk's sha256
+            instead of its path, so that a moved or renamed file is the same run.
+    """
+    plain = dict(_hashed(config, ""))
+    for name, content in (contents or {}).items():
+        if name not in plain:
+            raise KeyError(name)
+        plain[name] = content
+    text = json.dumps({"schema": type(config).__name__, **plain}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def find_recipe(name: str | Path, *, beside: Path | None = None) -> Path:
+    """Returns the recipe file that a name means: as given, beside another file, or in configs/.
+
+    Raises: ConfigError: no such file, with the nearest names.
+    """
+    asked = Path(name)
+    homes = [Path(), *([beside] if beside else []), *_config_homes()]
+    for home in homes:
+        for candidate in (home / asked, (home / asked).with_suffix(".yaml")):
+            if candidate.is_file():
+                return candidate
+    raise ConfigError(
+        f"There is no recipe {str(name)!r}.{nearest(str(name), list_recipes())} "
+        "Give the path of a YAML file, or a name below configs/ (vitwarm configs list)."
+    )
+
+
+def list_recipes() -> dict[str, Path]:
+    """Returns the recipes that ship, name below configs/ -> file, in their order."""
+    return {
+        path.relative_to(home).with_suffix("").as_posix(): path
+        for home in _config_homes()
+        for path in sorted(home.rglob("*.yaml"))
+    }
+
+
+def _config_homes() -> list[Path]:
+    package = Path(__file__).resolve().parent.parent
+    return [home for home in (package.parent / "configs", package / "configs") if home.is_dir()]
+
+
+def _hashed(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if item.metadata.get("hashed", True) is False:
+            continue
+        if dataclasses.is_dataclass(value):
+            yield from _hashed(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", value
+
+
+def _nest(plain: Mapping[str, Any], schema: type) -> Any:
+    """Turns dotted keys (`{"warmup.lr": 1}`) into nested ones with the schema's types."""
+    nested: dict[str, Any] = {}
+    for key, value in plain.items():
+        *sections, last = str(key).split(".")
+        place = nested
+        for part in sections:
+            if not isinstance(place.get(part), dict):
+                place[part] = {}
+            place = place[part]
+        if isinstance(value, Mapping) and isinstance(place.get(last), dict):
+            place[last].update(value)
+        else:
+            place[last] = dict(value) if isinstance(value, Mapping) else value
+    return OmegaConf.create(as_meant(schema, nested))
+
+
+def _explain(error: OmegaConfBaseException, schema: type) -> str:
+    """One sentence from OmegaConf's several lines, with the nearest key where one is mistyped."""
+    first = str(error).splitlines()[0].strip().rstrip(".")
+    key = getattr(error, "full_key", None)
+    unknown = re.search(r"Key '([^']+)' (?:is )?not in", first)
+    if unknown:
+        known = [name for name, _ in _all_fields(schema, "")]
+        asked = str(key or unknown[1])
+        if asked.startswith("arms."):  # their labels are the user's, so no default names them
+            arm = asked.rpartition(".")[0]
+            known += [f"{arm}.{item.name}" for item in dataclasses.fields(ArmConfig)]
+        return f"There is no field {asked!r}.{nearest(asked, known)}"
+    return f"{key}: {first}." if key else f"{first}."
+
+
+def _all_fields(schema: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    default = schema() if isinstance(schema, type) else schema
+    for item in dataclasses.fields(default):
+        value = getattr(default, item.name)
+        yield f"{prefix}{item.name}", value
+        if dataclasses.is_dataclass(value):
+            yield from _all_fields(value, f"{prefix}{item.name}.")

@@ -1,0 +1,350 @@
+"""What a field may hold: declared on the field itself, checked wherever a config is made.
+
+A declaration holds the words of messages and of the reference of fields, and the test of a value.
+Beyond the highest number a value is a slip of the keyboard or of units, not a wish.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import re
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from vitwarm.errors import ConfigError
+from vitwarm.units import BUDGET_WORDS, read_budget
+
+#: The highest number of a field that declares none.
+HIGHEST = 10**9
+#: Seeds are whole numbers from 0; generators take 63 bits.
+HIGHEST_SEED = 2**63 - 1
+
+_BLOCKS = re.compile(r"\s*-?\d*\s*:\s*-?\d*\s*(:\s*-?\d*\s*)?|\s*-?\d+(\s*,\s*-?\d+)*\s*")
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What a field may hold beyond its type."""
+
+    words: str
+    """Behind the type's own: `a number` + `above 0 and at most 1`."""
+    holds: Callable[[Any], bool]
+    percent: bool = False
+    """`10%` means 0.1."""
+    explain: Callable[[str, Any], str] | None = None
+    """The sentence about a field (dotted) and its value, where the usual one would not help."""
+
+
+def ranged(default: Any, allowed: Allowed, *, free: bool = False) -> Any:
+    """A dataclass field with its declaration.
+
+    Args:
+        free: it does not change the result and so stays out of the config's hash.
+    """
+    metadata = {"allowed": allowed, "hashed": not free}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def free(default: Any) -> Any:
+    """A field whose type says all (a switch, a choice), and which stays out of the hash."""
+    return field(default=default, metadata={"hashed": False})
+
+
+def number(
+    default: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    percent: bool = False,
+    free: bool = False,
+) -> Any:
+    """A finite number between bounds that it may have (`least`, `most`) or not."""
+    words, holds = _bounds(above, least, below, most)
+    return ranged(default, Allowed(words, holds, percent=percent), free=free)
+
+
+def positive(default: Any, *, most: float = HIGHEST, free: bool = False) -> Any:
+    """A number above 0."""
+    return number(default, above=0, most=most, free=free)
+
+
+def share(default: Any) -> Any:
+    """A share that is not nothing: above 0 and at most 1."""
+    return number(default, above=0, most=1, percent=True)
+
+
+def unit(default: Any) -> Any:
+    """A probability: from 0 to 1."""
+    return number(default, least=0, most=1, percent=True)
+
+
+def unit_below_one(default: Any) -> Any:
+    """From 0 to below 1: what at 1 would leave nothing, or change nothing ever."""
+    return number(default, least=0, below=1, percent=True)
+
+
+def alpha(default: Any) -> Any:
+    """Alpha of a symmetric Beta distribution; 0: off. Far below 0.001 its draws are no numbers."""
+    words = "that is 0 (off), or from 0.001 to 100"
+    return ranged(default, Allowed(words, lambda value: value == 0 or 0.001 <= value <= 100))
+
+
+def a_seed(default: Any) -> Any:
+    """A seed."""
+    return number(default, least=0, most=HIGHEST_SEED)
+
+
+def numbers(
+    default: Any,
+    *,
+    n: tuple[int, ...],
+    ascending: bool = False,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """A list of one of the lengths `n`, each number between the bounds, ascending if asked."""
+    words, holds = _bounds(above, least, below, most)
+    lengths = " or ".join({2: "two", 3: "three"}[k] for k in n)
+    order = ", the lower one first" if ascending else ""
+
+    def all_hold(values: Any) -> bool:
+        good = len(values) in n and all(map(holds, values))
+        return good and (not ascending or list(values) == sorted(values))
+
+    return ranged(default, Allowed(f"of {lengths} numbers, each {words}{order}", all_hold))
+
+
+def some_seeds(default: list[int]) -> Any:
+    """A list of at least one seed, each once."""
+    words, holds = _bounds(None, 0, None, HIGHEST_SEED)
+
+    def all_hold(values: Any) -> bool:
+        return 0 < len(values) == len(set(values)) and all(map(holds, values))
+
+    return ranged(default, Allowed(f"of one or more seeds, each {words} and given once", all_hold))
+
+
+def some_of(default: list[str], known: tuple[str, ...], *, free: bool = False) -> Any:
+    """A list of known names, each once."""
+    words = f"of {', '.join(known[:-1])} and {known[-1]}, each at most once"
+
+    def holds(values: Any) -> bool:
+        return len(values) == len(set(values) & set(known))
+
+    return ranged(default, Allowed(words, holds), free=free)
+
+
+def line(default: Any, *, free: bool = False) -> Any:
+    """Text on one line that is not empty: a name of something, a path, an address."""
+    return ranged(default, Allowed("on one line, not empty", _is_line), free=free)
+
+
+def plain_name(default: str, *, free: bool = False) -> Any:
+    """A name that one folder can have."""
+    words = "that can name a folder: on one line, without / and \\, not . or .."
+    return ranged(default, Allowed(words, is_plain), free=free)
+
+
+def some_blocks(default: str | None) -> Any:
+    """A slice or a list of indices."""
+    words = "that is a slice such as -4: or a list such as 0,1,2"
+    return ranged(default, Allowed(words, lambda value: bool(_BLOCKS.fullmatch(value))))
+
+
+def a_budget(default: str) -> Any:
+    """The length of a warm-up, see `vitwarm.units.read_budget`."""
+
+    def holds(value: str) -> bool:
+        try:
+            read_budget(value)
+        except ConfigError:
+            return False
+        return True
+
+    return ranged(default, Allowed(f"that is {BUDGET_WORDS}", holds))
+
+
+def arguments(reserved: Mapping[str, str] | None = None) -> Any:
+    """Arguments of something by their names.
+
+    Args:
+        reserved: name -> what to use instead of it.
+    """
+    kept = dict(reserved or {})
+
+    def bad_names(value: Any) -> list[str]:
+        return [str(key) for key in value if not str(key).isidentifier() or key in kept]
+
+    def explain(name: str, value: Any) -> str:
+        """`{depth:3}` is one key without a value to YAML: a blank is missing."""
+        key = bad_names(value)[0]
+        if key in kept:
+            return f"{name} has the key {key!r}, which has no place there: {kept[key]}."
+        return (
+            f"{name} has the key {key!r}, which is not an argument's name. "
+            f"Write {{depth: 3}} with a blank after the colon, or {name}.depth=3."
+        )
+
+    words = "of arguments by their names" + (f"; not {', '.join(kept)}" if kept else "")
+    return ranged({}, Allowed(words, lambda value: not bad_names(value), explain=explain))
+
+
+def settings() -> Any:
+    """Dotted fields of another config -> values, which are checked when they are merged with it."""
+    return _entries({}, "of dotted fields to values", lambda key, value: _is_line(str(key)))
+
+
+def labelled(default: dict[str, Any]) -> Any:
+    """Labels -> sections. A label is one plain name: it stands in tables and commands."""
+
+    def explain(name: str, value: Any) -> str:
+        label = next(key for key in value if not is_plain(key))
+        return f"{name} has the label {label!r}; give it a plain name, without / and \\."
+
+    words = "of plain names, without / and \\, to arms"
+    return _entries(default, words, lambda key, value: is_plain(key), explain)
+
+
+def seeds_per_fraction() -> Any:
+    """Fraction -> how many seeds."""
+    words = "of fractions, above 0 and at most 1, to numbers of seeds from 1"
+    return _entries({}, words, lambda key, value: 0 < key <= 1 <= value <= HIGHEST)
+
+
+def sbatch_options() -> Any:
+    """Options of sbatch by their long names."""
+    words = "of sbatch's long option names to one value each (true: an option without value)"
+
+    def holds(key: Any, value: Any) -> bool:
+        return bool(re.fullmatch(r"-{0,2}[A-Za-z][\w-]+", str(key))) and is_scalar(value)
+
+    return _entries({}, words, holds)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether something is text that can name one folder."""
+    return _is_line(value) and value not in (".", "..") and not re.search(r"[/\\]", value)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether something is a switch, a finite number, or text on one line."""
+    if isinstance(value, int | float):
+        return math.isfinite(value)
+    return value is None or _is_line(value)
+
+
+def _entries(
+    default: dict[Any, Any],
+    words: str,
+    holds: Callable[[Any, Any], bool],
+    explain: Callable[[str, Any], str] | None = None,
+) -> Any:
+    def all_hold(value: Any) -> bool:
+        return all(holds(key, one) for key, one in value.items())
+
+    return ranged(default, Allowed(words, all_hold, explain=explain))
+
+
+def check_fields(config: Any, section: str = "") -> None:
+    """Checks every field of a config's dataclass against its declaration.
+
+    Args:
+        section: what stands before a field's name in messages, with its dot: `train.`.
+    Raises: ConfigError: field, value, what is allowed, what to do.
+    """
+    for item in dataclasses.fields(config):
+        allowed, value = item.metadata.get("allowed"), getattr(config, item.name)
+        if allowed is not None and value is not None and not allowed.holds(value):
+            raise refusal(type(config), item.name, value, section)
+
+
+def refusal(schema: type, field_name: str, value: Any, section: str = "") -> ConfigError:
+    """Returns the one sentence about a value that a field does not take."""
+    item = item_of(schema, field_name)
+    allowed, name = item.metadata.get("allowed"), f"{section}{field_name}"
+    kind, _ = inner_type(hints_of(schema)[field_name])
+    if allowed and allowed.explain and isinstance(value, dict):
+        return ConfigError(allowed.explain(name, value))
+    given = value if isinstance(value, int | float) or value is None else repr(value)
+    return ConfigError(
+        f"{name} is {given}; it must be {describe(schema, field_name)}. {_advice(name, item, kind)}"
+    )
+
+
+def describe(schema: type, field_name: str) -> str:
+    """Returns what a field may hold in words: `a number above 0 and at most 1`."""
+    kind, _ = inner_type(hints_of(schema)[field_name])
+    allowed = item_of(schema, field_name).metadata.get("allowed")
+    if get_origin(kind) is Literal:
+        *most, last = map(str, get_args(kind))
+        return f"{', '.join(most)} or {last}"
+    nouns = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    noun = nouns.get(kind) or ("a list" if get_origin(kind) is list else "a mapping")
+    return f"{noun} {allowed.words}" if allowed else noun
+
+
+def inner_type(hint: Any) -> tuple[Any, bool]:
+    """Returns a field's type without None, and whether None is allowed."""
+    if get_origin(hint) not in (types.UnionType, Union):
+        return hint, False
+    (kind,) = [part for part in get_args(hint) if part is not type(None)]
+    return kind, True
+
+
+def default_of(item: dataclasses.Field[Any]) -> Any:
+    """Returns a field's default."""
+    return item.default_factory() if callable(item.default_factory) else item.default
+
+
+@cache
+def hints_of(schema: type) -> dict[str, Any]:
+    """Returns a schema's field -> type, resolved."""
+    return get_type_hints(schema)
+
+
+@cache
+def item_of(schema: type, field_name: str) -> dataclasses.Field[Any]:
+    """Returns a field of a schema."""
+    return next(item for item in dataclasses.fields(schema) if item.name == field_name)
+
+
+def _advice(name: str, item: dataclasses.Field[Any], kind: Any) -> str:
+    default = default_of(item)
+    if default is None:
+        return "Give such a value, or leave it out."
+    if default == "???" or isinstance(default, dict):
+        return "Give such a value."
+    said = str(default).lower() if kind is bool else default
+    return f"Use for example {name}={said}, the default."
+
+
+def _bounds(
+    above: float | None, least: float | None, below: float | None, most: float | None
+) -> tuple[str, Callable[[Any], bool]]:
+    if least is not None and most is not None:
+        words = [f"from {least:,} to {most:,}"]
+    else:
+        words = [f"above {above:,}"] if above is not None else [f"from {least:,}"]
+        words += [f"below {below:,}"] if below is not None else [f"at most {most:,}"]
+
+    def holds(value: Any) -> bool:
+        low = value > above if above is not None else least is None or value >= least
+        high = value < below if below is not None else most is None or value <= most
+        return math.isfinite(value) and low and high
+
+    return " and ".join(words), holds
+
+
+def _is_line(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable()

@@ -1,0 +1,213 @@
+"""From a trunk file and a timm model to a model ready for images, with an audit of every tensor."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitwarm.errors import HandoffError
+from vitwarm.trunk import (
+    Audit,
+    Trunk,
+    audit_tensors,
+    build_model,
+    choose_names,
+    heads_of,
+    is_of_the_grid,
+    load_trunk,
+    patch_grid,
+    trunk_names,
+)
+from vitwarm.trunk.select import Blocks, Scope, block_prefixes, named_as
+
+
+def attach(
+    trunk: str | Path | Trunk | None = None,
+    *,
+    model: str,
+    scope: Scope = "all",
+    blocks: Blocks = None,
+    seed: int = 0,
+    **timm_kwargs: Any,
+) -> tuple[nn.Module, Audit]:
+    """Builds an image model whose trunk comes from a trunk file; all else is fresh from the seed.
+
+    timm builds the model from `seed` first and the carried tensors overwrite its own, so the fresh
+    tensors are the same whatever is carried: arms are paired by construction.
+
+    Args:
+        trunk: a trunk file, a run folder, a shipped name, `hf-hub:OWNER/NAME[@revision]`, a
+            loaded Trunk; None: the default arm.
+        model: timm's name of the image model.
+        scope: `all`, or one half of each block: `attention` or `mlp`.
+        blocks: a slice such as `-4:` or a list of block indices; None: all.
+        seed: of timm's initialisation.
+        timm_kwargs: passed to `timm.create_model`.
+    Returns: the model on the CPU, and the audit.
+    Raises:
+        ModelError: no such timm model.
+        TrunkError: no such trunk, or a file that is none.
+        HandoffError: the trunk does not fit the model; the first tensor that does not is named.
+    """
+    vit = build_model(model, seed=seed, **timm_kwargs)
+    loaded = trunk if isinstance(trunk, Trunk) or trunk is None else load_trunk(trunk)
+    fresh = f"timm's initialisation, seed {seed}"
+    if loaded is None:
+        return vit, Audit(model=model, entries=audit_tensors(vit.state_dict(), {}, fresh))
+    return vit, carry(loaded, vit, model=model, scope=scope, blocks=blocks, fresh=fresh)
+
+
+def carry(
+    trunk: Trunk,
+    vit: nn.Module,
+    *,
+    model: str,
+    scope: Scope = "all",
+    blocks: Blocks = None,
+    fresh: str = "as it was",
+) -> Audit:
+    """Overwrites the trunk of a model that stands already; `attach` builds it first.
+
+    Args:
+        fresh: what the audit calls the source of all other tensors.
+    Raises: HandoffError: as `attach`.
+    """
+    source = str(trunk.path) if trunk.path else "memory"
+    where = f"trunk {source} and model {model}"
+    pairs = _match(trunk, vit, scope=scope, blocks=blocks, where=where)
+    state = vit.state_dict()
+    with torch.no_grad():
+        for name, theirs in pairs.items():
+            state[name].copy_(trunk.tensors[theirs])
+    sources = json.loads(trunk.metadata.get("sources", "{}"))
+    origin = {
+        name: sources.get(theirs, source) + (f" ({theirs})" if theirs != name else "")
+        for name, theirs in pairs.items()
+    }
+    return Audit(
+        model=model,
+        entries=audit_tensors(state, origin, fresh),
+        trunk=source,
+        trunk_sha256=trunk.sha256,
+        metadata=trunk.metadata,
+        notes=_notes(trunk, vit, pairs),
+    )
+
+
+def check_fit(
+    trunk: Trunk, vit: nn.Module, *, where: str, scope: Scope = "all", blocks: Blocks = None
+) -> None:
+    """Refuses a trunk that a model cannot take, by names and shapes alone (meta tensors will do).
+
+    Args:
+        where: how the message calls the two: `{where} do not fit: ...`.
+    Raises: HandoffError: as `attach`.
+    """
+    _match(trunk, vit, scope=scope, blocks=blocks, where=where)
+
+
+def _match(
+    trunk: Trunk, vit: nn.Module, *, scope: Scope, blocks: Blocks, where: str
+) -> dict[str, str]:
+    """Returns the model's tensor name -> the file's, for all that is carried; refuses a misfit."""
+    names = trunk_names(vit)
+    _check_depth(trunk, names, where)
+    heads = trunk.metadata.get("num_heads", heads_of(vit))
+    if heads != heads_of(vit):
+        raise HandoffError(
+            f"{where} do not fit: the trunk has {heads} attention heads, the model "
+            f"{heads_of(vit)}, so the same numbers would mean something else. Set num_heads alike."
+        )
+    theirs = named_as(trunk.tensors, names)
+    selected = choose_names(names, scope=scope, blocks=blocks)
+    homeless = [n for n in choose_names(list(theirs), scope=scope, blocks=blocks) if n not in names]
+    if homeless:
+        raise HandoffError(
+            f"{where} do not fit: the trunk's tensor {theirs[homeless[0]]!r} has no place in the "
+            "model. Use the model that was warmed up, with the same model_kwargs."
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in vit.state_dict().items()}
+    for name in selected:
+        if name in theirs:
+            _check_shape(name, tuple(trunk.tensors[theirs[name]].shape), shapes[name], where)
+    missing = [name for name in selected if name not in theirs]
+    if missing and not trunk.is_partial:
+        raise HandoffError(
+            f"{where} do not fit: the trunk lacks {missing[0]!r}. Use the model that was warmed "
+            "up, with the same model_kwargs."
+        )
+    if len(missing) == len(selected):
+        raise HandoffError(
+            f"{where}: with scope {scope!r} and blocks {blocks!r} nothing would be carried. "
+            "Choose a part that the trunk file holds."
+        )
+    return {name: theirs[name] for name in selected if name in theirs}
+
+
+def _check_depth(trunk: Trunk, names: list[str], where: str) -> None:
+    prefixes = block_prefixes(names)
+    found = block_prefixes(trunk.tensors)
+    depth = int(trunk.metadata.get("depth", 0)) or len(found)
+    if depth == len(prefixes) and set(found) <= set(prefixes):
+        return
+    odd = [p for p in found if p not in prefixes] or [p for p in prefixes if p not in found]
+    first = next((n for n in [*trunk.tensors, *names] if odd and n.startswith(f"{odd[0]}.")), odd)
+    raise HandoffError(
+        f"{where} do not fit: the trunk has {depth} blocks, the model has {len(prefixes)} (the "
+        f"first tensor without a partner is {first!r}). Set depth in model_kwargs, or warm up that "
+        "model."
+    )
+
+
+def _check_shape(name: str, theirs: tuple[int, ...], ours: tuple[int, ...], where: str) -> None:
+    if theirs == ours:
+        return
+    there, here = shape_in_words(theirs), shape_in_words(ours)
+    shapes = f"tensor {name!r} is {there} in the trunk and {here} in the model"
+    if is_of_the_grid(name):
+        raise HandoffError(
+            f"{where} do not fit: {shapes}; it is a table of relative positions, whose size "
+            "follows from the patch grid. Warm up with the same img_size and patch size."
+        )
+    cause = "the MLP ratio" if re.search(r"\bmlp\b|fc1|fc2", name) else "the width"
+    raise HandoffError(
+        f"{where} do not fit: {shapes} ({cause} differs). Choose the model that was warmed up, or "
+        "set embed_dim, num_heads and mlp_ratio alike in model_kwargs."
+    )
+
+
+def _notes(trunk: Trunk, vit: nn.Module, pairs: Mapping[str, str]) -> list[str]:
+    notes = []
+    facts = trunk.metadata
+    grid = "x".join(map(str, patch_grid(vit)))
+    if facts.get("grid", grid) != grid:
+        notes.append(
+            f"the trunk saw sequences of {facts.get('n_tokens', '?')} tokens ({facts['grid']}), "
+            f"the model has {grid} patches"
+        )
+    if facts.get("status") == "unfinished":
+        notes.append("the warm-up that made this trunk was not finished")
+    if facts.get("verdict") == "not learned":
+        notes.append("the warm-up that made this trunk learned nothing")
+    if "note" in facts:
+        notes.append(facts["note"])
+    state = vit.state_dict()
+    cast = {(trunk.tensors[b].dtype, state[a].dtype) for a, b in pairs.items()}
+    for theirs, ours in sorted(cast, key=str):
+        if theirs != ours:
+            notes.append(f"numbers were cast from {theirs} to {ours}")
+    renamed = [f"{b} -> {a}" for a, b in pairs.items() if a != b]
+    if renamed:
+        notes.append(f"the final norm comes after pooling here: {', '.join(renamed)}")
+    return notes
+
+
+def shape_in_words(shape: Iterable[int]) -> str:
+    """Returns 3x16x16."""
+    return "x".join(map(str, shape)) or "a scalar"

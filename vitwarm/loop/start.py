@@ -1,0 +1,223 @@
+"""Starting a run: once, from its last checkpoint, with the one Trainer that all stages share.
+
+A run is one Lightning epoch over a loader that holds exactly the steps still to do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from vitwarm.config import RunConfig, to_plain
+from vitwarm.errors import VitwarmError
+from vitwarm.hardware import Numbers, choose_device
+from vitwarm.informing import informs
+from vitwarm.loop.meters import WaitMeter
+from vitwarm.loop.module import SteppedModule
+from vitwarm.loop.plan import Plan
+from vitwarm.loop.saving import Checkpoint, load_checkpoint
+from vitwarm.records import Record, RunFolder, code_version, open_run
+from vitwarm.trunk import blocks_of
+from vitwarm.units import format_seconds
+from vitwarm.world import World, choose_strategy, refuse_standstill
+
+#: Up to this length unfused attention is the faster one on a CPU in bf16.
+_UNFUSED_TOKENS = 512
+
+#: Says something to the user.
+Say = Callable[[str], None]
+
+APlan = TypeVar("APlan", bound=Plan)
+
+
+def run_once(plan: Plan, work: Callable[[RunFolder, Say], Record], *, fresh: bool) -> Record:
+    """Does a run's work in its folder, unless a record says that it is done.
+
+    Args:
+        work: does it and returns the record; a failure of it is written into the folder.
+        fresh: throw away what an earlier execution left, and start anew.
+    Raises: VitwarmError: from `open_run` and `work`.
+    """
+    config, writer = plan.config, plan.world.is_zero
+    say = make_speaker(config.run, plan.world)
+    root = config.run.root
+    with open_run(root, config.name, config, plan.digest, fresh=fresh, writer=writer) as run:
+        record = run.record
+        if record is not None and record.status == "finished":
+            say(f"{run.path} is finished already; --fresh runs it again.")
+            return record
+        say(str(plan))
+        try:
+            if writer:
+                refuse_standstill(run)
+            return work(run, say)
+        except VitwarmError as error:
+            if writer and error.exit_code == 1:
+                run.write_failure(error)
+            elif writer and error.exit_code == 2 and not run.has_begun:
+                run.remove()  # refused before anything was done: nothing half-written stays
+            raise
+
+
+def make_speaker(run: RunConfig, world: World) -> Say:
+    """Returns what prints for the user: on rank zero, above a bar, and unless told to be quiet."""
+
+    @informs
+    def say(text: str) -> None:
+        if world.is_zero and run.progress:
+            tqdm.write(text)
+
+    return say
+
+
+def find_checkpoint(plan: APlan, run: RunFolder) -> tuple[APlan, Checkpoint | None]:
+    """Returns a run's newest checkpoint, and the plan in the precision that it was begun in."""
+    checkpoint = load_checkpoint(run, plan.digest)
+    if checkpoint is None:
+        return plan, None
+    numbers = plan.numbers.kept_from(checkpoint.facts)
+    return dataclasses.replace(plan, numbers=numbers), checkpoint
+
+
+def take_up(
+    module: SteppedModule, model: nn.Module, plan: Plan, checkpoint: Checkpoint | None, say: Say
+) -> None:
+    """Restores a checkpoint, if there is one, and compiles the blocks of the module's timm model.
+
+    What the first start chose is kept on resume: compiled kernels round differently.
+    """
+    module.numbers = plan.numbers
+    module.restore(checkpoint)
+    wanted = plan.stage.compile
+    module.compiled = wanted == "on" or (wanted == "auto" and _pays(plan.device))
+    if checkpoint is not None:
+        module.compiled = bool(checkpoint.facts["compiled"])
+        say(f"resuming after step {checkpoint.step:,} of {module.n_steps:,} ({checkpoint.path})")
+    if module.compiled:
+        compile_blocks(model)
+
+
+def _pays(device: torch.device) -> bool:
+    """Whether to compile where nothing is said: on a CPU it takes longer than most runs there."""
+    return device.type == "cuda"
+
+
+def facts_of_run(plan: Plan, module: SteppedModule, waits: WaitMeter) -> dict[str, Any]:
+    """Returns the fields of a finished run's record that every stage has."""
+    waits.take()
+    spent = module.seconds - module.seconds_before
+    return {
+        "name": plan.config.name,
+        "seed": plan.config.seed,
+        "config_hash": plan.digest,
+        "code_version": code_version(),
+        "model": plan.stage.model,
+        "steps": module.steps_done,
+        "wall_seconds": module.seconds,
+        "data_wait_percent": 100 * waits.total / max(spent, 1e-9),
+    }
+
+
+def time_step(plan: Plan, forward: Callable[[], Tensor], *, n_samples: int) -> float:
+    """Returns the seconds of an optimiser step: the fastest of three passes, scaled to a batch.
+
+    Args:
+        forward: computes the loss of `n_samples` samples.
+    """
+    device, times = plan.device, []
+    for _ in range(3):
+        began = time.perf_counter()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=plan.numbers.bf16):
+            loss = forward()
+        loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times) * plan.cut.batch_size / n_samples / plan.world.size
+
+
+def show(plan: Plan, facts: str, *, step_seconds: float, without: str) -> str:
+    """Returns the resolved config, the plan, and the time it would take."""
+    return (
+        f"{OmegaConf.to_yaml(OmegaConf.create(to_plain(plan.config)))}\n{plan}\n{facts}\n"
+        f"estimate  {format_seconds(plan.schedule.n_steps * step_seconds)} on this machine's "
+        f"{plan.device.type}, from three passes without {without}"
+    )
+
+
+def choose_attention(model: nn.Module, *, device: torch.device, bf16: bool, n_tokens: int) -> None:
+    """Takes timm's own unfused attention where the fused kernel is the slower one.
+
+    That is in bf16 on a CPU without AMX: there torch 2.15's fused kernel, forward and backward,
+    needs 2 to 6 times as long at 65 to 197 tokens and as long at 1,370, where the scores would also
+    fill the memory (measured on an AMD Zen 4). Unfused scores are rounded to bf16.
+    """
+    amx = torch.cpu._is_amx_tile_supported()
+    if device.type != "cpu" or not bf16 or amx or n_tokens > _UNFUSED_TOKENS:
+        return
+    for part in model.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = False  # type: ignore[assignment]
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compiles each block of a timm model in place: state-dict keys stay, equal blocks share code.
+
+    Source: engineering practice of regional compilation; a whole-model compile takes a block's time
+    as many times as there are blocks, and a sweep pays that for every run.
+    """
+    for block in blocks_of(model).values():
+        block.compile()
+
+
+def make_trainer(
+    run: RunConfig, *, numbers: Numbers, accumulate: int, callbacks: Sequence[Callback]
+) -> Trainer:
+    """Returns the one kind of Trainer of this project: one epoch, no loggers, no own checkpoints.
+
+    Args:
+        numbers: what forward and backward multiply in.
+        accumulate: micro-batches per optimiser step.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # torch 2.15 renames the argument; its new name is not in the older torch that we allow.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6, torch 2.15
+    # Lightning looks for SLURM once more in `fit`, although it was told who starts the processes.
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+    device = choose_device(run)
+    strategy, plugin = choose_strategy(run, device)
+    trainer = Trainer(
+        accelerator=device.type,
+        devices=run.devices,
+        num_nodes=run.nodes,
+        strategy=strategy,
+        precision="bf16-mixed" if numbers.bf16 else "32-true",
+        max_epochs=1,
+        accumulate_grad_batches=accumulate,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        plugins=plugin,
+    )
+    epoch_loop = trainer.fit_loop.epoch_loop
+    if hasattr(epoch_loop, "_broadcast_sigterm_tensor"):
+        # A broadcast and a host sync on every batch (Lightning#21487); StopRequest does this work.
+        epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer

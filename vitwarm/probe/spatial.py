@@ -1,0 +1,182 @@
+"""What frozen patch tokens know of where things are: linear segmentation, and boxes found blindly.
+
+Source: Caron et al. 2021 (the class token's attention as a segmentation); Simeoni et al. 2021
+(LOST, from the last block's keys); Deselaers et al. 2010 (CorLoc).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import ndimage  # type: ignore[import-untyped]
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from vitwarm.probe.linear import Ridge
+from vitwarm.probe.scenes import IGNORED, Scenes
+from vitwarm.trunk.inside import BlockView
+
+#: LOST grows its seed by the 100 least connected of the some 700 patches of a VOC image.
+LOST_SHARE = 1 / 7
+#: A found box counts where its overlap with a true one, over their union, is at least this.
+LEAST_OVERLAP = 0.5
+
+
+class SpatialProbe:
+    """Gathers, batch by batch, what segmentation and localisation need."""
+
+    def __init__(
+        self, scenes: Scenes, grid: tuple[int, int], *, size: int, n_prefix: int, has_class: bool
+    ) -> None:
+        """Starts with nothing seen.
+
+        Args:
+            grid: rows and columns of the patches.
+            size: pixels of both sides of the images that the model sees.
+            n_prefix: tokens before the patches.
+            has_class: whether the first of them is a class token.
+        """
+        self.scenes, self.grid, self.size = scenes, grid, size
+        self.n_prefix, self.has_class = n_prefix, has_class
+        self.ridge: Ridge | None = None
+        self.held_out: dict[int, Tensor] = {}
+        self.hits: dict[str, list[bool]] = {"attention": [], "lost": [], "whole": []}
+
+    def look(self, view: BlockView, places: range) -> None:
+        """Finds a box in each image, from the last block's attention and from its keys."""
+        n = self.n_prefix
+        heads_BTT = view.attention_BHTT.mean(dim=1)
+        asked = heads_BTT[:, 0] if self.has_class else heads_BTT[:, n:].mean(dim=1)
+        maps_BP = asked[:, n:].cpu().numpy()
+        keys_BPD = view.keys_BHTF[:, :, n:].transpose(1, 2).flatten(2).cpu()
+        for k, place in enumerate(places):
+            true = self.scenes.boxes.get(place)
+            if true is not None:
+                boxes = {
+                    "attention": attended_box(maps_BP[k].reshape(self.grid)),
+                    "lost": lost_box(keys_BPD[k], self.grid),
+                    "whole": np.array([0.0, 0, 1, 1]),
+                }
+                for name, box in boxes.items():
+                    self.hits[name].append(overlaps(box, true).max() >= LEAST_OVERLAP)
+
+    def take(self, patches_BPD: Tensor, places: range) -> None:
+        """Takes in the patch tokens behind the final norm: to fit on, or to keep for the test."""
+        masked = set(self.scenes.masked)
+        for patches_PD, place in zip(patches_BPD.cpu(), places, strict=True):
+            if place not in masked:
+                continue
+            if not self.scenes.images.is_fit[place]:
+                self.held_out[place] = patches_PD
+                continue
+            shares_PK, weight_P = patch_targets(
+                self.scenes.mask(place, self.size), self.grid, self.scenes.n_classes
+            )
+            self.ridge = self.ridge or Ridge(patches_PD.shape[1], self.scenes.n_classes)
+            self.ridge.add(patches_PD, shares_PK, weight_P)
+
+    def found(self) -> dict[str, float | int | None]:
+        """Returns `miou` and the three CorLocs in percent, None where there was nothing to see."""
+        facts: dict[str, float | int | None] = {
+            f"corloc_{name}": 100 * sum(hits) / len(hits) if hits else None
+            for name, hits in self.hits.items()
+        }
+        return {
+            "miou": self._miou(),
+            **facts,
+            "n_boxed": len(self.hits["whole"]),
+            "n_masked": len(self.scenes.masked),
+            "n_masked_test": len(self.held_out),
+        }
+
+    def _miou(self) -> float | None:
+        if self.ridge is None or not self.held_out:
+            return None
+        classify = self.ridge.fit()
+        k = self.scenes.n_classes
+        counts_KK = np.zeros((k, k), np.int64)
+        for place, patches_PD in self.held_out.items():
+            scores_KRC = classify(patches_PD).float().T.unflatten(1, self.grid)
+            guesses_SS = torch.nn.functional.interpolate(
+                scores_KRC[None], size=(self.size, self.size), mode="bilinear"
+            )[0].argmax(dim=0)
+            counts_KK += confusion(self.scenes.mask(place, self.size), guesses_SS.numpy(), k)
+        return mean_iou(counts_KK)
+
+
+def patch_targets(
+    mask_SS: np.ndarray, grid: tuple[int, int], n_classes: int
+) -> tuple[Tensor, Tensor]:
+    """Returns each patch's shares of the classes, and the share of its pixels that count.
+
+    Returns: float64 [P, K], whose rows sum to 1 (to 0 where no pixel counts), and float64 [P].
+    """
+    rows, columns = (np.arange(len(mask_SS)) * n // len(mask_SS) for n in grid)
+    patch_SS = rows[:, None] * grid[1] + columns
+    counted = mask_SS != IGNORED
+    n_patches = grid[0] * grid[1]
+    places = patch_SS[counted] * n_classes + mask_SS[counted]
+    counts_PK = np.bincount(places, minlength=n_patches * n_classes).reshape(n_patches, n_classes)
+    total_P = counts_PK.sum(axis=1)
+    shares_PK = counts_PK / np.maximum(total_P, 1)[:, None]
+    return torch.from_numpy(shares_PK), torch.from_numpy(total_P / np.bincount(patch_SS.ravel()))
+
+
+def confusion(true: np.ndarray, guessed: np.ndarray, n_classes: int) -> np.ndarray:
+    """Counts pixels by true and guessed class, those left out that do not count; int64 [K, K]."""
+    counted = true != IGNORED
+    places = true[counted].astype(np.int64) * n_classes + guessed[counted]
+    counts: np.ndarray = np.bincount(places, minlength=n_classes**2)
+    return counts.reshape(n_classes, n_classes)
+
+
+def mean_iou(counts_KK: np.ndarray) -> float:
+    """Returns the mean, in percent, of both / either over the classes that are true or guessed."""
+    both = np.diag(counts_KK)
+    either = counts_KK.sum(axis=0) + counts_KK.sum(axis=1) - both
+    return 100 * float((both[either > 0] / either[either > 0]).mean())
+
+
+def attended_box(map_RC: np.ndarray) -> np.ndarray:
+    """Returns the box around the most attended patch and what is connected with it.
+
+    Kept are the patches with more attention than the mean patch. (The 60 % of the mass that Caron
+    et al. 2021 keep for pictures cut an object in two whose patches are attended to alike.)
+
+    Returns: x0 y0 x1 y1 as shares of the image's sides.
+    """
+    top = int(map_RC.argmax())
+    kept_RC = map_RC > map_RC.mean()
+    kept_RC.flat[top] = True  # all alike: nothing exceeds the mean
+    return _box_around(kept_RC, top)
+
+
+def lost_box(keys_PD: Tensor, grid: tuple[int, int]) -> np.ndarray:
+    """Returns the box that LOST finds: around the patch that is like the fewest others.
+
+    Returns: as `attended_box`.
+    Source: Simeoni et al. 2021, eqs. 1 to 5, on the keys of all heads.
+    """
+    alike_PP = keys_PD @ keys_PD.T
+    n_friends_P = (alike_PP > 0).sum(dim=1)
+    order = n_friends_P.argsort(stable=True)
+    seed = int(order[0])
+    candidates = order[: max(1, round(LOST_SHARE * len(order)))]
+    grown = candidates[alike_PP[seed, candidates] > 0]
+    kept_P = alike_PP[grown].sum(dim=0) > 0
+    kept_P[seed] = True  # as it is in theory; rounding and keys of zero must not lose it
+    return _box_around(kept_P.numpy().reshape(grid), seed)
+
+
+def _box_around(kept_RC: np.ndarray, patch: int) -> np.ndarray:
+    """Of the connected region of kept patches (by their sides) that a patch lies in."""
+    regions, _ = ndimage.label(kept_RC)
+    rows, columns = np.nonzero(regions == regions.flat[patch])
+    edges = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float64)
+    box: np.ndarray = edges / np.tile(kept_RC.shape[::-1], 2)
+    return box
+
+
+def overlaps(box: np.ndarray, others_K4: np.ndarray) -> np.ndarray:
+    """Returns the intersection over union of a box with each of k others, float64 [k]."""
+    return np.asarray(box_iou(torch.from_numpy(box)[None], torch.from_numpy(others_K4))[0])

@@ -1,0 +1,1 @@
+"""Choosing rows: which images of an index, and in which order."""

@@ -1,0 +1,1 @@
+"""Loading pixels: from rows to micro-batches, made in worker processes."""

@@ -1,0 +1,192 @@
+"""One pass over the tar headers of a set of shards, cached: where each image lies and its label.
+
+webdataset 1.0 streams; exact epochs, fractions without rewriting, exact validation counts and
+resuming in the middle of an epoch need random access, hence an index of our own. Nothing in a tar
+is ever executed or unpickled: members are read by an allow-list of endings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+
+from vitwarm.errors import ShardError
+from vitwarm.shards.read.cache import Keys, file_state, load_index
+from vitwarm.shards.read.labels import LabelOptions, differ
+from vitwarm.shards.read.scan import scan_shards
+from vitwarm.shards.read.sources import find_shards
+
+
+class ShardIndex:
+    """The images of a set of shards, row by row, in the order in which they lie in the tars.
+
+    Attributes:
+        paths: the tars.
+        shard_of: int32 [n], which tar a row lies in.
+        offsets, sizes: int64 [n], where its image lies, in bytes.
+        labels: int64 [n].
+        keys: the n keys as text, decoded on access.
+        key_hashes: uint64 [n], of the keys, for orders that depend on keys alone.
+        file: the cached index, or None where it is not kept.
+        n_classes: from data.classes, from `_info.json` or `classes.txt` beside the shards, or the
+            largest label + 1.
+        classes: their names, where something says them.
+    """
+
+    #: Sources that cannot be read at random places have an index of another kind (stream/index.py).
+    streaming = False
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        columns: dict[str, np.ndarray],
+        *,
+        n_classes: int | None,
+        classes: Sequence[str] = (),
+        file: Path | None = None,
+    ) -> None:
+        """Takes the columns of a scan or of a cached index.
+
+        Args:
+            file: the cached index, which unpickling in another process maps again.
+        Raises: ShardError: a label that is not below n_classes.
+        """
+        self.paths = list(paths)
+        self._take(columns)
+        self.file = file
+        self._file_state = file_state(file)
+        largest = self.largest_label
+        if n_classes is not None and largest >= n_classes:
+            row = int(self.labels.argmax())
+            raise ShardError(
+                f"{self.paths[self.shard_of[row]]}: image {self.keys[row]!r} has the label "
+                f"{largest}, but the set has {n_classes} classes (data.classes, or _info.json or "
+                "classes.txt beside it). Fix the label or the file."
+            )
+        self.n_classes = n_classes or largest + 1
+        self.classes = tuple(classes)
+
+    def _take(self, columns: dict[str, np.ndarray]) -> None:
+        self._columns = columns
+        self.shard_of = columns["shard_of"]
+        self.offsets = columns["offsets"]
+        self.sizes = columns["sizes"]
+        self.labels = columns["labels"]
+        self.key_hashes = columns["key_hashes"]
+        self.keys = Keys(columns["key_bytes"], columns["key_ends"])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"ShardIndex({self.n_images:,} images, {len(self.paths):,} shards)"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {key: value for key, value in self.__dict__.items() if key in _PICKLED}
+        return {**state, "_columns": None if self.file else self._columns}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        columns = state.pop("_columns")
+        self.__dict__.update(state)
+        if columns is None:
+            found = load_index(state["file"])
+            if found is None or file_state(state["file"]) != state["_file_state"]:
+                raise ShardError(
+                    f"{state['file']}, the index of the shards, was replaced while it was in use. "
+                    "Run the same command again."
+                )
+            columns = found.columns
+        self._take(columns)
+
+    @property
+    def n_images(self) -> int:
+        """Images of all shards."""
+        return len(self.labels)
+
+    @property
+    def known_classes(self) -> int | None:
+        """As `n_classes`; None for a streamed source of which nothing says it."""
+        return self.n_classes
+
+    @property
+    def largest_label(self) -> int:
+        """The largest label that occurs."""
+        return int(self.labels.max())
+
+    @property
+    def shard_names(self) -> list[str]:
+        """File names of the shards."""
+        return [path.name for path in self.paths]
+
+    @cached_property
+    def sha256(self) -> str:
+        """64 hex digits of what an order and a result depend on: keys, labels, sizes, shards."""
+        digest = hashlib.sha256()
+        counts = np.bincount(self.shard_of, minlength=len(self.paths))
+        for array in (counts, self.labels, self.sizes, self._columns["key_ends"]):
+            digest.update(np.ascontiguousarray(array, "<i8").tobytes())
+        digest.update(self._columns["key_bytes"].tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def is_class_sorted(self) -> bool:
+        """Whether neighbours in a shard share their class far more often than chance has it."""
+        labels, shards = np.asarray(self.labels), np.asarray(self.shard_of)
+        pairs = shards[1:] == shards[:-1]
+        shares = np.bincount(labels) / len(labels)
+        chance = float((shares**2).sum())
+        if pairs.sum() < 8 or chance > 0.9:
+            return False
+        together = float((labels[1:] == labels[:-1])[pairs].mean())
+        return (together - chance) / (1 - chance) > 0.5
+
+    @classmethod
+    def open(
+        cls,
+        source: str | Path,
+        *,
+        cache: str | Path | None = None,
+        **how: Unpack[LabelOptions],
+    ) -> ShardIndex:
+        """Reads the headers of all shards, or what is cached of those that did not change.
+
+        Args:
+            source: a folder of tars, DIR/SPLIT, a brace or glob pattern, several of them joined
+                by `::` (see `sources.find_shards`); `opening.open_shards` takes streams too.
+            cache: folder for the index; None: beside the shards, or the user's cache folder where
+                those are read-only.
+            how: labels are read.
+        Raises: ShardError: no shards, a tar cut short or damaged, an image without a label, two
+            images with one key, a label that is none or beyond the classes, another number of
+            images than `_info.json` states.
+        """
+        found = find_shards(str(source))
+        labels = found.info.labels([str(path) for path in found.paths], **how)
+        index = scan_shards(found, labels, cache=cache)
+        file = None if index.path == Path() else index.path
+        return cls(
+            found.paths, index.columns, n_classes=labels.n_classes, classes=labels.names, file=file
+        )
+
+
+def check_classes(train: ShardIndex, val: ShardIndex) -> None:
+    """Refuses two sets whose lists of classes disagree: a label would mean two things.
+
+    Raises: ShardError: the first class that has another name, or another number of them.
+    """
+    if not train.classes or not val.classes:
+        return
+    if found := differ(train.classes, val.classes, "training", "validation"):
+        raise ShardError(
+            f"The lists of classes beside {train.paths[0].parent} and {val.paths[0].parent} "
+            f"disagree: {found}. Fix one (classes.txt or _info.json), or give data.classes=FILE "
+            "for both."
+        )
+
+
+_PICKLED = {"paths", "n_classes", "classes", "file", "_file_state", "sha256"}

@@ -1,0 +1,274 @@
+"""From the members of one tar to its labelled images. Only labels are read, never an image."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+
+from vitwarm.errors import ShardError
+from vitwarm.shards.read.labels import ELSEWHERE, LABEL_ENDINGS, Labels, NoLabel
+from vitwarm.shards.read.places import read_at
+from vitwarm.shards.read.walk import MAX_CONTENT_BYTES, scan_tar
+
+#: The allow-list. What ends otherwise is not read at all; order: which image of a key counts.
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
+_ENDINGS = (*IMAGE_ENDINGS, *LABEL_ENDINGS)
+_CODES = {ending.encode(): code for code, ending in enumerate(_ENDINGS)}
+_CLS, _OTHER = _CODES[b"cls"], len(_ENDINGS)
+
+#: Endings whose usual reader would run code out of the file. They are ignored like any other
+#: unknown ending, but named in the log.
+PICKLE_ENDINGS = frozenset({b"pkl", b"pickle", b"pyd", b"pth", b"pt", b"ckpt", b"joblib"})
+
+#: Larger images are refused: no labelled photograph needs as much.
+MAX_MEMBER_BYTES = 256 << 20
+
+#: Below this size the compiled walk saves less than it takes to load.
+_COMPILE_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """The n labelled images of one tar, in their order."""
+
+    keys: list[bytes]
+    """Path and name up to the first dot."""
+    labels: np.ndarray
+    """int64 [n]."""
+    offsets: np.ndarray
+    """int64 [n], bytes."""
+    sizes: np.ndarray
+    """int64 [n], bytes."""
+    key_hashes: np.ndarray
+    """uint64 [n]."""
+    n_ignored: int = 0
+    """Members that are neither image nor label."""
+    n_pickles: int = 0
+    """Those among them that hold pickles, going by their names."""
+    n_skipped: int = 0
+    """Members that a Mac adds to a tar: `._NAME`, `.DS_Store`, `__MACOSX/`."""
+    n_behind: int = 0
+    """Bytes behind the first end-of-archive mark: another tar, whose images count too."""
+    n_dotted: int = 0
+    """Images that are none because of a dot inside their names: `cat.0.jpg`."""
+
+
+class _Table(NamedTuple):
+    """The members of a tar, column by column."""
+
+    keys: list[bytes]
+    kinds: list[bytes]
+    """Endings as they are, and below as codes."""
+    endings: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    contents: list[bytes]
+    n_pickles: int
+    n_skipped: int
+    n_behind: int
+
+
+def read_shard(path: Path, labels: Labels | None = None, *, fast: bool | None = None) -> ShardRows:
+    """Lists the labelled images of a tar.
+
+    Args:
+        labels: where they stand; None: KEY.cls, or `label` in KEY.json.
+        fast: walk with compiled code; None: where the tar is large enough to gain by it.
+    Raises: ShardError: the tar is damaged, an image has no label or none that is a number from 0
+        on or the name of a class, a label has no image, or a key comes twice.
+    """
+    labels = labels or Labels()
+    table = _read_table(path, labels, fast)
+    groups = _group(table.keys)
+    n_groups = int(groups[-1]) + 1 if len(groups) else 0
+    every = _first_of(groups, table.endings, range(len(IMAGE_ENDINGS)), n_groups)
+    cls = _first_of(groups, table.endings, [_CLS], n_groups)
+    orphans = np.flatnonzero((every < 0) & (cls >= 0))
+    if len(orphans):
+        _raise_orphan(path, table, np.flatnonzero(groups == orphans[0]).tolist())
+    kept = np.flatnonzero(every >= 0)
+    codes = [_CODES[ending.encode()] for ending in labels.endings]
+    labelled = _first_of(groups, table.endings, codes, n_groups)[kept] if codes else None
+    images = every[kept]
+    if labelled is not None and len(labelled) and labelled.min() < 0:
+        key = _text(table.keys[images[labelled.argmin()]])
+        raise ShardError(
+            f"{path}: image {key!r} has no label; there is no {labels.wanted(key)} right beside "
+            f"it. Label it. {ELSEWHERE}"
+        )
+    _check_sizes(path, table, images)
+    keys = [table.keys[k] for k in images.tolist()]
+    _check_twins(path, keys)
+    return ShardRows(
+        keys=keys,
+        labels=_read_labels(path, table, images if labelled is None else labelled, labels),
+        offsets=table.offsets[images],
+        sizes=table.sizes[images],
+        key_hashes=np.array([hash_key(key) for key in keys], np.uint64),
+        n_ignored=_count_ignored(table, codes),
+        n_pickles=table.n_pickles,
+        n_skipped=table.n_skipped,
+        n_behind=table.n_behind,
+        n_dotted=_count_dotted(table, groups, every),
+    )
+
+
+def hash_key(key: bytes) -> int:
+    """Returns 64 bits that depend on a key alone; orders and fractions are made of them."""
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+
+
+def split_name(name: bytes) -> tuple[bytes, bytes]:
+    """Splits a member's name at the first dot of its last part, as webdataset does.
+
+    Returns: (key with its folders, ending in lower case); the ending is empty without a dot.
+    """
+    folder, slash, base = name.removeprefix(b"./").rpartition(b"/")
+    stem, _, ending = base.partition(b".")
+    return folder + slash + stem, ending.lower()
+
+
+def is_litter(name: bytes) -> bool:
+    """Whether a Mac put a member into a tar that nobody asked it to."""
+    parts = name.split(b"/")
+    return parts[-1].startswith(b"._") or parts[-1] == b".DS_Store" or b"__MACOSX" in parts
+
+
+def _read_table(path: Path, labels: Labels, fast: bool | None) -> _Table:
+    if fast is None:
+        fast = path.is_file() and path.stat().st_size >= _COMPILE_BYTES
+    if fast:
+        from vitwarm.shards.read.fastwalk import scan_plain  # numba takes half a second to load
+
+        plain = scan_plain(path)
+        if plain is not None:
+            names = plain.names.tolist()
+            return _table(names, plain.offsets, plain.sizes, plain.inline.tolist())
+    members, n_behind = scan_tar(path, lambda name: name.lower().endswith(labels.endings))
+    return _table(
+        [os.fsencode(member.name) for member in members],
+        np.array([member.offset for member in members], np.int64),
+        np.array([member.size for member in members], np.int64),
+        [member.content or b"" for member in members],
+        n_behind,
+    )
+
+
+def _table(
+    names: list[bytes],
+    offsets: np.ndarray,
+    sizes: np.ndarray,
+    contents: list[bytes],
+    n_behind: int = 0,
+) -> _Table:
+    n_all = len(names)
+    text = b"/".join(names)
+    if any(part in text for part in (b"/._", b".DS_Store", b"__MACOSX")) or text[:2] == b"._":
+        kept = [k for k, name in enumerate(names) if not is_litter(name)]
+        names, contents = [names[k] for k in kept], [contents[k] for k in kept]
+        offsets, sizes = offsets[kept], sizes[kept]
+    split = [split_name(name) for name in names]
+    keys, kinds = [key for key, _ in split], [ending for _, ending in split]
+    endings = np.array([_CODES.get(ending, _OTHER) for ending in kinds], np.int8)
+    n_pickles = sum(
+        n for kind, n in Counter(kinds).items() if kind.rpartition(b".")[2] in PICKLE_ENDINGS
+    )
+    skipped = n_all - len(names)
+    return _Table(keys, kinds, endings, offsets, sizes, contents, n_pickles, skipped, n_behind)
+
+
+def _count_ignored(table: _Table, label_codes: Sequence[int]) -> int:
+    """Members that nobody reads; a KEY.txt is one unless it is the label."""
+    text = _CODES[b"txt"]
+    ignored = (table.endings == _OTHER) | ((table.endings == text) & (text not in label_codes))
+    return int(ignored.sum())
+
+
+def _count_dotted(table: _Table, groups: np.ndarray, images: np.ndarray) -> int:
+    """Members that end like an image where their key has none; beside one it may be a mask."""
+    others = np.flatnonzero(table.endings == _OTHER)
+    alone = others[images[groups[others]] < 0].tolist()
+    return sum(table.kinds[k].rpartition(b".")[2].decode("latin-1") in IMAGE_ENDINGS for k in alone)
+
+
+def _raise_orphan(path: Path, table: _Table, group: Sequence[int]) -> NoReturn:
+    """Says that a label has no image, and what lies beside it instead."""
+    key, kinds = _text(table.keys[group[0]]), [_text(table.kinds[k]) for k in group]
+    others = ", ".join(f"{key}.{kind}" for kind in kinds if kind != "cls")
+    raise ShardError(
+        f"{path}: {key}.cls has no image beside it ({', '.join(IMAGE_ENDINGS)})"
+        + (f", only {others}. " if others else ". The members of one key must follow one another. ")
+        + "Write the shard again (vitwarm shards make)."
+    )
+
+
+def _group(keys: list[bytes]) -> np.ndarray:
+    """Numbers the runs of equal keys: members of one sample follow one another. int64 [m]."""
+    if not keys:
+        return np.zeros(0, np.int64)
+    new = np.fromiter((a != b for a, b in zip(keys[1:], keys, strict=False)), bool, len(keys) - 1)
+    return np.concatenate([[0], np.cumsum(new)]).astype(np.int64)
+
+
+def _first_of(groups: np.ndarray, endings: np.ndarray, codes: Sequence[int], n: int) -> np.ndarray:
+    """Returns per group the member with the first of some ending codes, or -1. int64 [n]."""
+    found = np.full(n, -1, np.int64)
+    for code in codes[::-1]:
+        rows = np.flatnonzero(endings == code)
+        found[groups[rows]] = rows
+    return found
+
+
+def _check_sizes(path: Path, table: _Table, images: np.ndarray) -> None:
+    large = images[table.sizes[images] > MAX_MEMBER_BYTES]
+    if len(large):
+        raise ShardError(
+            f"{path}: image {_text(table.keys[large[0]])!r} has {table.sizes[large[0]]:,} bytes; "
+            f"at most {MAX_MEMBER_BYTES:,} are read. Take it out of the shard."
+        )
+
+
+def _check_twins(path: Path, keys: list[bytes]) -> None:
+    if len(set(keys)) == len(keys):
+        return
+    seen: set[bytes] = set()
+    for key in keys:
+        if key in seen:
+            raise ShardError(
+                f"{path}: two images have the key {_text(key)!r}. A key is a name up to its first "
+                "dot and must be unique; rename one and write the shard again."
+            )
+        seen.add(key)
+
+
+def _read_labels(path: Path, table: _Table, members: np.ndarray, how: Labels) -> np.ndarray:
+    """Reads the labels out of some members, or out of the keys of images. int64 [n]."""
+    labels = np.empty(len(members), np.int64)
+    of_folder = not how.endings
+    codes, sizes = table.endings[members].tolist(), table.sizes[members].tolist()
+    with open(path, "rb") as file:
+        for row, member in enumerate(members.tolist()):
+            try:
+                if of_folder:
+                    labels[row] = how.of_folder(table.keys[member])
+                    continue
+                text = table.contents[member]
+                if not text and sizes[row]:  # the compiled walk takes only the smallest along
+                    n_bytes = min(sizes[row], MAX_CONTENT_BYTES)
+                    text = read_at(file.fileno(), n_bytes, int(table.offsets[member]))
+                labels[row] = how.read(_ENDINGS[codes[row]], text)
+            except NoLabel as error:
+                about = error.about(_text(table.keys[member]), _ENDINGS[codes[row]])
+                raise ShardError(f"{path}: {about}") from None
+    return labels
+
+
+def _text(key: bytes) -> str:
+    return os.fsdecode(key)

@@ -1,0 +1,285 @@
+"""What `data.train` and `data.val` may say, and what `_info.json` beside the shards says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Unpack
+
+from braceexpand import braceexpand
+
+from vitwarm.errors import ShardError, nearest
+from vitwarm.shards.read.labels import LabelOptions, Labels, differ, merely_counts, read_names
+
+INFO_NAMES = ("_info.json", "info.json")
+HOW = (
+    "Give a folder of tars, a split of a folder with an _info.json (DIR/train), or a pattern such "
+    "as DIR/imagenet1k-train-{0000..1023}.tar."
+)
+
+
+@dataclass(frozen=True)
+class Info:
+    """The content of `_info.json`, as the hub's webdataset sets and timm's reader have it."""
+
+    splits: dict[str, list[str]] = field(default_factory=dict)
+    """File names by split, relative to its folder."""
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Samples by file name; of several info files, by whole path or address."""
+    label_keys: dict[str, str] = field(default_factory=dict)
+    """`alt_label` by the same, where there is one: the field of KEY.json that is the label."""
+    n_classes: int | None = None
+    """From `num_classes`, or the number of `classes`."""
+    classes: tuple[str, ...] = ()
+    """From `classes`, or the lines of a `classes.txt` beside it; empty: not known."""
+    discord: str = ""
+    """Where the lists of classes of several folders disagree."""
+
+    def labels(self, files: Sequence[str], **how: Unpack[LabelOptions]) -> Labels:
+        """Returns how the labels of some tars are read; what is not asked for, the info file says.
+
+        Raises: ShardError: a file of classes that cannot be read; joined tars whose lists of
+            classes disagree, or whose labels are said to stand in different fields.
+        """
+        label_key, label_from = how.get("label_key"), how.get("label_from")
+        classes = how.get("classes")
+        if self.discord and classes is None:
+            raise ShardError(
+                f"The lists of classes of joined shards disagree: {self.discord}. Fix one "
+                "(classes.txt or _info.json), or give data.classes=FILE, which counts for all."
+            )
+        if label_key is None and label_from in (None, "json"):
+            stated = {self.label_keys.get(file): file for file in files}
+            if len(stated) > 1:
+                (one, at), (other, there) = list(stated.items())[:2]
+                raise ShardError(
+                    f"The info files say that the label is alt_label={one!r} for {at} and "
+                    f"{other!r} for {there}. Give data.label_key=FIELD or data.label_from, which "
+                    "count for all."
+                )
+            label_key = next(iter(stated), None)
+        if classes is None:
+            return Labels(label_from, label_key, self.classes, self.n_classes)
+        names = read_names(Path(classes).expanduser())
+        return Labels(label_from, label_key, names, len(names))
+
+
+@dataclass(frozen=True)
+class Source:
+    """The shards that somebody asked for."""
+
+    text: str
+    paths: list[Path]
+    info: Info
+    """What the info files beside them say together, by whole paths."""
+    n_expected: int | None
+    """Images, where the source says so itself: PATTERN|COUNT."""
+
+    def miscounts(self, counts: Mapping[Path, int]) -> Iterator[str]:
+        """Says where the number of images is another than stated.
+
+        Args:
+            counts: images of each tar that could be read.
+        """
+        for path, n in counts.items():
+            stated = self.info.lengths.get(str(path), n)
+            if stated != n:
+                yield (
+                    f"{path} holds {n:,} labelled images, but the info file beside it says "
+                    f"{stated:,}. Fetch the shard again, or mend or take away the info file."
+                )
+        n_found = sum(counts.values())
+        if self.n_expected not in (None, n_found):
+            yield (
+                f"{self.text!r} states {self.n_expected:,} images, but the shards hold "
+                f"{n_found:,}. Fix the number, or fetch what is missing."
+            )
+
+
+def is_streamed(source: str) -> bool:
+    """Whether a source cannot be read at random places: http(s), or the output of a command."""
+    return source.lstrip().startswith("pipe:") or "://" in source
+
+
+def find_shards(source: str) -> Source:
+    """Returns the tars that a source means, in order.
+
+    Args:
+        source: a folder of tars; DIR/SPLIT where DIR/_info.json has that split; a brace or glob
+            pattern; several of these joined by `::`; `|COUNT` behind them states their images.
+    Raises: ShardError: nothing there, files missing, or a folder that mixes splits.
+    """
+    text, bar, count = source.rpartition("|")
+    if not bar:
+        text, count = source, ""
+    elif not count.strip().isdigit():
+        raise ShardError(
+            f"{source!r}: after | comes {count!r}; it must be the number of images. {HOW}"
+        )
+    words = [text] if Path(text).expanduser().exists() else text.split("::")
+    paths = [path for word in words for path in _find(word.strip())]
+    if len(set(paths)) != len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ShardError(f"{source!r} names {twice} twice. Name each shard once.")
+    folders = map(_home_of_info, dict.fromkeys(path.parent for path in paths))
+    infos = {str(folder): read_info(folder) for folder in folders}
+    info = join_infos(infos, lambda folder, file: str(Path(folder, file)))
+    return Source(source, paths, info, int(count) if bar else None)
+
+
+def join_infos(infos: Mapping[str, Info], place: Callable[[str, str], str]) -> Info:
+    """Returns what the info files of several folders say together.
+
+    Args:
+        infos: by their folders.
+        place: (folder, file name there) -> the whole path or address.
+    """
+    first, discord = "", ""
+    classes: tuple[str, ...] = ()
+    for folder, info in infos.items():
+        if info.classes and classes and not discord:
+            discord = differ(classes, info.classes, first, folder) or ""
+        if info.classes and merely_counts(classes):
+            first, classes = folder, info.classes
+    each = infos.items()
+    return Info(
+        lengths={place(f, name): n for f, info in each for name, n in info.lengths.items()},
+        label_keys={place(f, name): k for f, info in each for name, k in info.label_keys.items()},
+        n_classes=max((info.n_classes or 0 for info in infos.values()), default=0) or None,
+        classes=classes,
+        discord=discord,
+    )
+
+
+def read_info(folder: Path) -> Info:
+    """Reads `_info.json` and `classes.txt` of a folder; an empty Info where there are none.
+
+    Raises: ShardError: an info file that is no valid JSON, or not of that form.
+    """
+    plain: Any = {}
+    listed = folder / "classes.txt"
+    classes = read_names(listed) if listed.is_file() and listed.stat().st_size else ()
+    for name in INFO_NAMES:
+        path = folder / name
+        if path.is_file():
+            try:
+                plain = json.loads(path.read_text(encoding="utf-8"))
+                return parse_info(plain, classes=classes)
+            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+                raise ShardError(
+                    f"{path} is not an info file of shards ({type(error).__name__}: {error}). Fix "
+                    "or remove it; the shards can be read without it."
+                ) from error
+    return Info(n_classes=len(classes) or None, classes=classes)
+
+
+def parse_info(plain: Any, *, classes: tuple[str, ...] = ()) -> Info:
+    """Builds an Info from parsed JSON. Raises: KeyError, TypeError, ValueError: another form."""
+    splits: dict[str, list[str]] = {}
+    lengths: dict[str, int] = {}
+    label_keys: dict[str, str] = {}
+    for name, split in plain.get("splits", {}).items():
+        files = [str(file) for file in split["filenames"]]
+        splits[name] = files
+        lengths.update(zip(files, map(int, split.get("shard_lengths", ())), strict=False))
+        if split.get("alt_label"):
+            label_keys.update(dict.fromkeys(files, str(split["alt_label"])))
+    stated = plain.get("num_classes")
+    if isinstance(plain.get("classes"), list):
+        classes = tuple(str(name) for name in plain["classes"])
+    n_classes = int(stated) if stated is not None else len(classes) or None
+    return Info(splits, lengths, label_keys, n_classes, classes)
+
+
+def _home_of_info(folder: Path) -> Path:
+    """Returns the folder whose info file speaks of the tars of a folder: it, or the one above."""
+    if any((folder / name).is_file() for name in (*INFO_NAMES, "classes.txt")):
+        return folder
+    listed = (file for files in read_info(folder.parent).splits.values() for file in files)
+    return folder.parent if any(Path(f).parent.name == folder.name for f in listed) else folder
+
+
+def _find(word: str) -> list[Path]:
+    path = Path(word).expanduser()
+    if path.is_dir():
+        return _of_folder(path)
+    if not path.exists() and path.parent.is_dir() and path.suffix != ".tar":
+        split = _of_split(path.parent, path.name)
+        if split:
+            return split
+    try:
+        texts = list(braceexpand(str(path))) if "{" in word else [str(path)]
+    except ValueError as error:
+        raise ShardError(f"{word!r} has unbalanced braces. {HOW}") from error
+    found: list[Path] = []
+    missing: list[Path] = []
+    for one in map(Path, texts):
+        if any(character in str(one) for character in "*?[") and not one.exists():
+            some = sorted(one.parent.glob(one.name))
+            if not some:
+                raise ShardError(f"No file matches {one}. {HOW}")
+            found += some
+        else:
+            (found if one.is_file() else missing).append(one)
+    if missing:
+        raise _missing(missing, len(texts))
+    return found
+
+
+def _of_folder(folder: Path) -> list[Path]:
+    splits = read_info(folder).splits
+    if len(splits) == 1:
+        return _complete([folder / name for name in next(iter(splits.values()))])
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        packed = sorted(folder.glob("*.tar.*")) or sorted(folder.glob("*.tgz"))
+        if packed:
+            raise ShardError(
+                f"{folder} holds only compressed tars ({packed[0].name}). Unpack them first "
+                "(gunzip); images are read at their place in a plain tar."
+            )
+        raise ShardError(f"{folder} holds no tars. {HOW} scripts/make_shards.py makes some.")
+    names = [path.name for path in tars]
+    if len(splits) > 1 or (any("train" in n for n in names) and any("val" in n for n in names)):
+        which = ", ".join(splits) or "training and validation"
+        raise ShardError(
+            f"{folder} holds shards of several splits ({which}); one is needed. Give "
+            f"{folder / next(iter(splits), 'NAME-train-*.tar')}, or a pattern of its tars."
+        )
+    return tars
+
+
+def _of_split(folder: Path, split: str) -> list[Path]:
+    """The shards of a split of a folder's info file; `val` stands for `validation` too."""
+    splits = read_info(folder).splits
+    name = "validation" if split == "val" and split not in splits else split
+    if splits and name not in splits:
+        raise ShardError(
+            f"{folder / split}: the info file there has the splits {', '.join(splits)}."
+            f"{nearest(split, splits)} {HOW}"
+        )
+    return _complete([folder / file for file in splits.get(name, ())])
+
+
+def _complete(paths: Sequence[Path]) -> list[Path]:
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise _missing(missing, len(paths))
+    return list(paths)
+
+
+def _missing(missing: Sequence[Path], n: int) -> ShardError:
+    first = missing[0]
+    if n > 1:
+        return ShardError(
+            f"{len(missing):,} of {n:,} shards are not there, {first} first. Fetch them, or give a "
+            "pattern of those that are."
+        )
+    near = (
+        nearest(first.name, (p.name for p in first.parent.glob("*")))
+        if first.parent.is_dir()
+        else ""
+    )
+    return ShardError(f"There is no {first}.{near} {HOW}")

@@ -1,0 +1,1 @@
+"""Streamed sources: the same images and batches, with fewer promises."""

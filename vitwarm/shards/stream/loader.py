@@ -1,0 +1,221 @@
+"""Micro-batches out of streams: webdataset's openers and shuffle buffer, our members and pixels."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import webdataset as wds
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from vitwarm.errors import ShardError, VitwarmError
+from vitwarm.seeding import hash_bits, mix_u64, seed_of
+from vitwarm.shards.load.batch import EvalLoader, Share, Shipped
+from vitwarm.shards.load.crops import EvalCrop, TrainCrop
+from vitwarm.shards.load.cutting import centre, cut_out
+from vitwarm.shards.load.decode import Encoded, UnreadableImage, decode, quiet, read_header
+from vitwarm.shards.load.workers import Failure, Work, empty_images, make_data_loader
+from vitwarm.shards.stream.index import WARNING, StreamIndex
+from vitwarm.shards.stream.tar import BROKEN, Raw, TarStream
+
+log = logging.getLogger("vitwarm")
+
+#: Encoded images that a worker mixes, and how many it wants before it hands out the first.
+BUFFER, BUFFER_FIRST = 1000, 250
+
+#: Streams that break one after another, and images on end that do not decode, before the run is
+#: stopped: what comes next is no better.
+MAX_BROKEN = 5
+MAX_BAD = 100
+
+#: Why curl gave up, by its exit code.
+_CURL = {
+    3: "the address is malformed", 6: "the host is not known", 7: "the host refuses connections",
+    18: "the connection ended early", 22: "the server refuses it or has no such file",
+    28: "it took too long", 56: "the connection broke",
+}  # fmt: skip
+
+
+@dataclass(eq=False, kw_only=True)
+class _Stream(IterableDataset[Any]):
+    """Micro-batches of one worker: its own shards out of the one sequence of all epochs."""
+
+    index: StreamIndex
+    crop: TrainCrop | EvalCrop
+    seed: int
+    batch_size: int
+    rank: int
+    world_size: int
+    workers: int
+    first_image: int = 0
+    """Where an iteration begins."""
+    told: bool = False
+    """What a Mac added was said."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether shards come for ever and in random order."""
+        return isinstance(self.crop, TrainCrop)
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        worker = self.rank * max(1, self.workers) + (info.id if info else 0)
+        stages: list[Any] = [lambda: self._shards(worker), self._samples]
+        if self.trains:
+            rng = random.Random(seed_of(self.seed, "stream", worker, self.first_image))
+            stages.append(wds.shuffle(BUFFER, initial=BUFFER_FIRST, rng=rng))
+        try:
+            yield from self._batches(iter(wds.DataPipeline(*stages)))
+        except VitwarmError as error:
+            yield Failure.of(error)
+
+    def _shards(self, worker: int) -> Iterator[dict[str, Any]]:
+        """Every `all workers`-th shard of the sequence, from where the first image lies."""
+        urls = self.index.urls
+        n_workers = self.world_size * max(1, self.workers)
+        if not self.trains:
+            for shard in range(worker, len(urls), n_workers):
+                yield {"shard": shard, "epoch": 0}
+            return
+        place = self.first_image * len(urls) // self.index.n_images + worker
+        while True:
+            epoch, item = divmod(place, len(urls))
+            key = hash_bits(self.seed, "stream", "shards", epoch)
+            turn = np.argsort(mix_u64(np.arange(len(urls)), key))
+            yield {"shard": int(turn[item]), "epoch": epoch}
+            place += n_workers
+
+    def _samples(self, shards: Iterator[dict[str, Any]]) -> Iterator[Raw]:
+        index, broken = self.index, 0
+        for shard in shards:
+            url, stated, n = index.urls[shard["shard"]], index.lengths[shard["shard"]], 0
+            try:
+                with wds.gopen(url) as stream:
+                    tar = TarStream(stream, url, index.how, index.known_classes)
+                    for sample in tar:
+                        n += 1
+                        yield sample._replace(epoch=shard["epoch"])
+                self._tell(tar)
+                if n != (stated or n or 1):
+                    raise EOFError(
+                        f"it holds {n:,} labelled images, but the info file says {stated:,}"
+                        if stated
+                        else "it holds no labelled images"
+                    )
+                broken = 0
+            except BROKEN as error:
+                broken += 1
+                if not self.trains or broken >= MAX_BROKEN:
+                    raise ShardError(
+                        f"{url} cannot be streamed: {_reason(url, error)}. Check the address and "
+                        "the network, and run the same command again; it resumes."
+                    ) from error
+                log.warning("%s broke off: %s", url, _reason(url, error))
+
+    def _tell(self, tar: TarStream) -> None:
+        if tar.n_skipped and not self.told:
+            self.told = True
+            log.warning(
+                "%s holds %d member(s) added by macOS (._NAME, .DS_Store, __MACOSX/). They are "
+                "skipped, here and in other shards.",
+                tar.url,
+                tar.n_skipped,
+            )
+
+    def _batches(self, samples: Iterator[Raw]) -> Iterator[Any]:
+        images = empty_images(self.batch_size, self.crop.size)
+        numbers = np.zeros((4, self.batch_size), np.int64)
+        n = bad = on_end = 0
+        for sample in samples:
+            try:
+                images.numpy()[n] = self._pixels(sample).transpose(2, 0, 1)
+                on_end = 0
+            except UnreadableImage as error:
+                bad, on_end = bad + 1, on_end + 1
+                log.warning("%s does not decode (%s)", sample.name, error)
+                if on_end >= MAX_BAD:
+                    raise ShardError(
+                        f"{sample.name} and {MAX_BAD - 1} images before it do not decode ({error})."
+                        " Copy the shards to a disk and run `vitwarm shards check` on them."
+                    ) from None
+                if self.trains:
+                    continue  # the next one of the stream stands in
+                images.numpy()[n] = 0  # counted, with its own label: the number of images holds
+            numbers[:, n] = sample.label, sample.key, -1, sample.epoch
+            n += 1
+            if n == self.batch_size:
+                yield Shipped._make((images, *numbers.copy(), bad))
+                images = empty_images(self.batch_size, self.crop.size)
+                n = bad = 0
+        if n:
+            yield Shipped._make((images[:n], *numbers[:, :n].copy(), bad))
+
+    def _pixels(self, sample: Raw) -> np.ndarray:
+        with quiet():
+            return self._crop(sample, read_header(sample.data))
+
+    def _crop(self, sample: Raw, image: Encoded) -> np.ndarray:
+        if isinstance(self.crop, EvalCrop):
+            return centre(decode(image), self.crop)
+        box = self.crop.box(self.seed, sample.epoch, sample.key, image.height, image.width)
+        reduction = int(self.crop.reduction(np.array([box], np.float32))[0])
+        pixels = decode(image, reduction=reduction)
+        if reduction > 1 and pixels.shape[0] < image.height:
+            box = (*(side // reduction for side in box[:4]), box[4])  # type: ignore[assignment]
+        return cut_out(pixels, box, self.crop.size, interpolation=self.crop.interpolation)
+
+
+def stream_loader(
+    index: StreamIndex, share: Share, *, crop: TrainCrop, seed: int, work: Work
+) -> Callable[[int], DataLoader[Any]]:
+    """Returns what starts at a step with one process's share of a stream: see WARNING."""
+    if share.rank == 0:
+        log.warning(WARNING, index.urls[0])
+    stream = _Stream(
+        index=index, crop=crop, seed=seed, batch_size=share.micro, rank=share.rank,
+        world_size=share.world_size, workers=work.workers,
+    )  # fmt: skip
+
+    def begin(step: int) -> DataLoader[Any]:
+        stream.first_image = step * share.batch_size
+        return _make_loader(stream, work)
+
+    return begin
+
+
+def stream_val_loader(
+    index: StreamIndex, *, crop: EvalCrop, batch_size: int, rank: int, world_size: int, work: Work
+) -> EvalLoader:
+    """Returns one process's share of a streamed validation set: whole shards, each once.
+
+    The number of batches is about right: how the images spread over the shards is not known.
+    """
+    stream = _Stream(
+        index=index, crop=crop, seed=0, batch_size=batch_size, rank=rank, world_size=world_size,
+        workers=work.workers,
+    )  # fmt: skip
+    return EvalLoader(_make_loader(stream, work), -(-index.n_images // (world_size * batch_size)))
+
+
+def _make_loader(stream: _Stream, work: Work) -> DataLoader[Any]:
+    batch_bytes = 3 * stream.batch_size * stream.crop.size**2
+    # Workers end with an iteration: each starts at another image.
+    return make_data_loader(
+        stream, items=None, work=work, batch_bytes=batch_bytes, persistent=False
+    )
+
+
+def _reason(url: str, error: BaseException) -> str:
+    """Says why a stream ended early; webdataset's own text is the whole call of the command."""
+    text = str(error).partition("\n")[0]
+    if found := re.search(r": exit (\d+) ", text):
+        if url.startswith("pipe:"):
+            return f"its command ended with the exit code {found[1]}"
+        why = _CURL.get(int(found[1]), "see the manual of curl")
+        return f"curl ended with the exit code {found[1]}, {why}"
+    return text[:160] or type(error).__name__

@@ -1,0 +1,306 @@
+"""Shards out of what people have: image folders, or ImageNet's original tars."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vitwarm.errors import ShardError, nearest
+from vitwarm.seeding import hash_bits, shuffled
+from vitwarm.shards.choose.fraction import fraction_order
+from vitwarm.shards.read.places import read_at
+from vitwarm.shards.read.rows import IMAGE_ENDINGS, hash_key, is_litter
+from vitwarm.shards.write.writer import IMAGES_PER_SHARD, Sample, check_empty, write_set
+
+log = logging.getLogger("vitwarm")
+
+_WRITTEN_AS = {"jpeg": "jpg"}  # timm's reader knows jpg, png and webp
+
+
+class ImageFile(NamedTuple):
+    """An image as it lies on the disk, by itself or inside a tar."""
+
+    name: str
+    """Relative path within its class."""
+    class_name: str
+    path: Path
+    offset: int
+    size: int | None
+    """Bytes from `offset` on; None: the whole file."""
+
+    def read(self) -> bytes:
+        """Returns the encoded image."""
+        if self.size is None:
+            return self.path.read_bytes()
+        with open(self.path, "rb") as file:
+            return read_at(file.fileno(), self.size, self.offset)
+
+
+def make_shards(
+    source: Path,
+    out: Path,
+    *,
+    name: str | None = None,
+    val: Path | None = None,
+    val_labels: Path | None = None,
+    val_share: float = 0.0,
+    images_per_shard: int = IMAGES_PER_SHARD,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Writes the shards of a training and a validation set, in random order, and `_info.json`.
+
+    Args:
+        source: a folder with one folder per class (or with such folders `train` and `val`), or a
+            tar of tars, one per class (ILSVRC2012_img_train.tar).
+        val: the same for validation, or a plain tar or folder of images with `val_labels`.
+        val_labels: lines of image name and class (or label), by comma or space.
+        val_share: share of `source` that becomes the validation set, class-balanced, where there
+            is no other.
+        images_per_shard: about.
+    Returns: the images of each split.
+    Raises: ShardError: no images, a class in validation that training lacks, `out` holds shards.
+    """
+    if images_per_shard < 1:
+        raise ShardError(f"--images-per-shard is {images_per_shard}; it must be at least 1.")
+    if not 0 <= val_share < 1:
+        raise ShardError(f"--val-share is {val_share}; it must be at least 0 and below 1.")
+    name = _choose_name(source) if name is None else _check_name(name)
+    check_empty(out, own=f"{name}-")
+    source, val = _find_parts(source, val)
+    train = find_images(source)
+    classes = sorted({image.class_name for image in train})
+    label_of = {name: label for label, name in enumerate(classes)}
+    splits: dict[str, list[ImageFile]] = {"train": train}
+    if val is not None:
+        splits["validation"] = find_images(val, labels=val_labels, classes=classes)
+        _check_classes(splits["validation"], label_of, val)
+    elif val_share:
+        splits = _split(train, label_of, val_share, seed)
+    samples = {}
+    for split, images in splits.items():
+        keys = make_keys(images)
+        turn = shuffled(_hashes(keys), seed, "make", split).tolist()
+        mixed = [(keys[k], images[k]) for k in turn]
+        samples[split] = len(images), _samples(mixed, label_of)
+    return write_set(out, name, samples, classes, images_per_shard=images_per_shard)
+
+
+def find_images(
+    source: Path, *, labels: Path | None = None, classes: Sequence[str] = ()
+) -> list[ImageFile]:
+    """Lists the images of a folder or tar with their classes, by class and name.
+
+    Args:
+        labels: a file of names and classes, for images that do not lie in folders of classes.
+        classes: known class names; a number in `labels` is an index into them.
+    Raises: ShardError: nothing there, or images without a class.
+    """
+    if not source.exists():
+        raise ShardError(f"There is no {source}. Give a folder of class folders, or a tar of tars.")
+    every = _of_folder(source) if source.is_dir() else _of_tar(source)
+    images = [image for image in every if _ending(image.name) in IMAGE_ENDINGS]
+    if len(images) < len(every):
+        other = next(image for image in every if _ending(image.name) not in IMAGE_ENDINGS)
+        log.warning(
+            "%d file(s) under %s are no JPEG, PNG or WebP by name and were left out, %s first",
+            len(every) - len(images),
+            source,
+            other.name,
+        )
+    if labels is not None:
+        images = _with_labels(images, labels, classes)
+    loose = next((image for image in images if not image.class_name), None)
+    if loose is not None:
+        raise ShardError(
+            f"{source}: image {loose.name} is in no class folder. Give ROOT/CLASS/*.jpg, or "
+            "a file of names and classes (--val-labels)."
+        )
+    if not images:
+        raise ShardError(
+            f"{source} holds no images. Give a folder of class folders ({', '.join(IMAGE_ENDINGS)})"
+            " or a tar of tars."
+        )
+    return sorted(images, key=lambda image: (image.class_name, image.name))
+
+
+def make_keys(images: Sequence[ImageFile]) -> list[str]:
+    """Returns a unique key per image: its base name, with class and ending if need be."""
+    ways: tuple[Callable[[ImageFile], str], ...] = (
+        lambda image: _stem(Path(image.name).name),
+        lambda image: f"{image.class_name}_{_stem(image.name)}",
+        lambda image: f"{image.class_name}_{image.name}",
+    )
+    for way in ways:
+        keys = [re.sub(r"[./\\]", "_", way(image)) for image in images]
+        if len(set(keys)) == len(keys):
+            return keys
+    key, n = Counter(keys).most_common(1)[0]
+    raise ShardError(f"{n} images would have the key {key!r}. Rename them.")
+
+
+def _samples(images: Sequence[tuple[str, ImageFile]], label_of: dict[str, int]) -> Iterator[Sample]:
+    for key, image in images:
+        ending = _ending(image.name)
+        try:
+            data = image.read()
+        except OSError as error:
+            raise ShardError(f"{image.path} cannot be read: {error.strerror}.") from error
+        yield Sample(key, _WRITTEN_AS.get(ending, ending), data, label_of[image.class_name])
+
+
+def _hashes(keys: Sequence[str]) -> np.ndarray:
+    return np.array([hash_key(os.fsencode(key)) for key in keys], np.uint64)
+
+
+def _choose_name(source: Path) -> str:
+    home = Path(os.path.abspath(source))
+    return _plain_name((home.parent if home.name == "train" else home).name.partition(".")[0])
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise ShardError(
+            f"--name is {name!r}; it begins the tars' names, so it may hold letters, digits, "
+            f"'_', '-' and '.' only. Use {_plain_name(name)!r}."
+        )
+    return name
+
+
+def _plain_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "_", text).strip("_") or "images"
+
+
+def _find_parts(source: Path, val: Path | None) -> tuple[Path, Path | None]:
+    """Looks for `train` and `val` inside a folder."""
+    if not (source / "train").is_dir():
+        return source, val
+    own = (source / "val", source / "validation")
+    return source / "train", val or next((path for path in own if path.is_dir()), None)
+
+
+def _of_folder(root: Path) -> list[ImageFile]:
+    found = []
+    for folder, inner, names in os.walk(root, followlinks=True):
+        inner[:] = sorted(name for name in inner if name != "__MACOSX")
+        parts = Path(folder).relative_to(root).parts
+        class_name, rest = (parts[0], parts[1:]) if parts else ("", ())
+        for file in sorted(names):
+            if not file.startswith("."):
+                name = "/".join([*rest, file])
+                found.append(ImageFile(name, class_name, Path(folder) / file, 0, None))
+    return found
+
+
+def _of_tar(path: Path) -> list[ImageFile]:
+    """Images of a tar: in tars named as their class, in folders, or loose."""
+    found: list[ImageFile] = []
+    n_litter = 0
+
+    def files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+        nonlocal n_litter
+        for member in tar:
+            litter = is_litter(os.fsencode(member.name))
+            n_litter += litter
+            if member.isfile() and not litter:
+                yield member
+
+    try:
+        with tarfile.open(path, "r:") as outer:
+            for member in files(outer):
+                if member.name.endswith(".tar"):
+                    with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
+                        class_name = Path(member.name).stem
+                        found += [
+                            ImageFile(
+                                one.name,
+                                class_name,
+                                path,
+                                member.offset_data + one.offset_data,
+                                one.size,
+                            )
+                            for one in files(inner)
+                        ]
+                    continue
+                folder, _, name = member.name.removeprefix("./").rpartition("/")
+                class_name = folder.rpartition("/")[2]
+                found.append(ImageFile(name, class_name, path, member.offset_data, member.size))
+    except (tarfile.TarError, OSError) as error:
+        raise ShardError(f"{path} is not a readable tar ({error}). Fetch it again.") from error
+    if n_litter:
+        log.warning(
+            "%s holds %d member(s) added by macOS (._NAME, .DS_Store, __MACOSX/). They are "
+            "skipped.",
+            path,
+            n_litter,
+        )
+    return found
+
+
+def _with_labels(
+    images: Sequence[ImageFile], labels: Path, classes: Sequence[str]
+) -> list[ImageFile]:
+    try:
+        lines = labels.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ShardError(
+            f"{labels} cannot be read: {error.strerror}. Give a text file of lines NAME CLASS."
+        ) from error
+    class_of: dict[str, str] = {}
+    for line in lines:
+        words = line.replace(",", " ").split()
+        if len(words) >= 2:
+            name = words[1]
+            known = name.isdigit() and name not in classes and int(name) < len(classes)
+            class_of[_stem(words[0])] = classes[int(name)] if known else name
+    missing = next(
+        (image for image in images if _stem(Path(image.name).name) not in class_of), None
+    )
+    if missing is not None:
+        raise ShardError(
+            f"{labels} has no line for the image {missing.name}. Lines read NAME CLASS, or "
+            "NAME,CLASS as in LOC_val_solution.csv."
+        )
+    return [i._replace(class_name=class_of[_stem(Path(i.name).name)]) for i in images]
+
+
+def _check_classes(images: Sequence[ImageFile], label_of: dict[str, int], val: Path) -> None:
+    for image in images:
+        if image.class_name not in label_of:
+            raise ShardError(
+                f"{val}: the class {image.class_name!r} is not one of the {len(label_of):,} "
+                f"training classes.{nearest(image.class_name, label_of)} Use those."
+            )
+
+
+def _split(
+    images: Sequence[ImageFile], label_of: dict[str, int], share: float, seed: int
+) -> dict[str, list[ImageFile]]:
+    labels = np.array([label_of[image.class_name] for image in images])
+    hashes, own_seed = _hashes(make_keys(images)), hash_bits(seed, "validation")
+    order = fraction_order(hashes, labels, seed=own_seed).tolist()
+    n = round(share * len(images))
+    if not 0 < n < len(images):
+        raise ShardError(
+            f"--val-share is {share}: {n} of {len(images)} images for validation leaves one of the "
+            "two sets empty. Choose another share."
+        )
+    return {
+        "train": [images[k] for k in sorted(order[n:])],
+        "validation": [images[k] for k in sorted(order[:n])],
+    }
+
+
+def _ending(name: str) -> str:
+    return name.rpartition(".")[2].lower() if "." in name else ""
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0] if _ending(name) in IMAGE_ENDINGS else name
