@@ -47,9 +47,10 @@ def test_the_others_say_why_not(module: str) -> None:
 SMALL: dict[str, Any] = {
     "embed_dim": 64, "depth": 3, "num_heads": 4, "img_size": 32, "patch_size": 8,
 }  # fmt: skip
+#: Without Swin's stochastic depth, by which both sequences now and then skip a block.
 STAGES: dict[str, Any] = {
     "img_size": 16, "patch_size": 4, "embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4),
-    "window_size": 2,
+    "window_size": 2, "drop_path_rate": 0.0,
 }  # fmt: skip
 HIERA: dict[str, Any] = {
     "img_size": 32, "patch_stride": (8, 8), "embed_dim": 64, "num_heads": 2, "stages": (2, 2),

@@ -52,7 +52,7 @@ def test_killed_resumed_handed_off_and_loaded(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     text = finish(whole)
     assert "60 steps, 240 sequences" in text
-    assert "% of the hidden tokens" in text
+    assert "% on hidden tokens" in text
 
     process = start(parts)
     wait_for_checkpoint(process, parts)

@@ -1,7 +1,6 @@
 """Run folders: whole files or none, one owner, and records that read back as they were."""
 
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -77,6 +76,7 @@ def test_a_lock_ends_with_its_process_however_it_ends(tmp_path: Path) -> None:
 
 
 def test_who_looks_at_a_lock_sees_its_holder_and_keeps_nobody_out(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl", exc_type=ImportError)
     with open_run(tmp_path, "a", CONFIG, DIGEST) as run:
         assert lock_holder(run.path) == f"process {os.getpid()} on {socket.gethostname()}"
     assert lock_holder(run.path) is None
