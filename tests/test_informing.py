@@ -231,6 +231,29 @@ def test_a_second_signal_leaves_at_once() -> None:
         assert time.monotonic() - began < 2
 
 
+LAST_WORDS = """
+    import os, signal, sys, time
+    from vitwarm import interrupts
+    interrupts.LAST_WORDS_SECONDS = float(sys.argv[1])
+    with interrupts.Interrupts([signal.SIGINT, signal.SIGTERM], answer="answered") as noted:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("saved", flush=True)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    sys.exit(128 + noted.first)
+"""
+
+
+@pytest.mark.parametrize(("seconds", "words"), [("10", b"saved\n"), ("0.1", b"")])
+def test_a_second_signal_leaves_the_last_words_their_time(seconds: str, words: bytes) -> None:
+    """Slurm asked twice, and a run ended between its checkpoint and the sentence about it."""
+    step = run_code(LAST_WORDS, seconds, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = step.communicate(timeout=20)
+    assert (out, err, step.returncode) == (words, b"answered\n", 143)
+
+
 FORKS = """
     import os, signal, sys, time
     from vitwarm.interrupts import Interrupts

@@ -21,6 +21,9 @@ from types import FrameType, TracebackType
 #: Signals so close behind the first are its echo: a terminal and a launcher both pass Ctrl-C on.
 ECHO_SECONDS = 0.5
 
+#: So long a process that was asked to end has for its last words; Slurm asks twice at times.
+LAST_WORDS_SECONDS = 10.0
+
 
 def _forget_in_child() -> None:
     """A forked process must not write its own signals into its parent's pipe."""
@@ -34,6 +37,9 @@ if hasattr(os, "register_at_fork"):
 
 class Interrupts:
     """Notes signals while it is entered; the first is answered, the second ends the process.
+
+    A process that was asked to end is not cut short after that either: for ten seconds a further
+    signal, Ctrl-C apart, changes nothing.
 
     Outside the main thread, which alone may listen for signals, it notes none.
     """
@@ -84,7 +90,8 @@ class Interrupts:
         if not self._ends:
             return
         for signum, handler in self._before.items():
-            signal.signal(signum, handler)  # type: ignore[arg-type]
+            leaves = self.first is not None and signum != signal.SIGINT
+            signal.signal(signum, _once_more() if leaves else handler)  # type: ignore[arg-type]
         self._before.clear()
         signal.set_wakeup_fd(self._fd_before)
         ours, theirs = self._ends
@@ -119,6 +126,17 @@ class Interrupts:
                     self.before_leaving()
             finally:
                 os._exit(128 + signum)
+
+
+def _once_more() -> Callable[[int, FrameType | None], None]:
+    """A handler for a process that is about to leave: the default one would cut its words off."""
+    until = time.monotonic() + LAST_WORDS_SECONDS
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        if time.monotonic() > until:
+            os._exit(128 + signum)
+
+    return handler
 
 
 def follow_parent(leave: Callable[[], object] = lambda: os._exit(1)) -> None:
