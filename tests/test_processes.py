@@ -75,3 +75,17 @@ def test_two_processes_equal_one_and_a_run_moves_between_them(tmp_path: Path) ->
     for folder in (two, parts, fewer, more):
         # One step with another gradient would move a weight by the learning rate, 2e-3.
         assert 0 < distance(weights(folder), weights(one)) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_tied_warm_up_of_two_processes_equals_one(tmp_path: Path) -> None:
+    """DDP sees each shared tensor once, as the optimiser does."""
+    shape = "{embed_dim: 32, depth: 4, num_heads: 2, img_size: 8, patch_size: 2}"
+    words = f"warmup.model_kwargs={shape}", "warmup.tie=0|1-2|3", "warmup.micro_batch_size=4"
+    one = launch(tmp_path / "one", *words)
+    two = launch(tmp_path / "two", *words, processes=2)
+    assert len(losses(one)) == 5
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert 0 < distance(weights(two), weights(one)) < 1e-4
+    facts = load_trunk(two / "trunk.safetensors").metadata
+    assert facts["block_groups"] == "[[0], [1, 2], [3]]"

@@ -164,11 +164,11 @@ class Sweep:
     def check_no_step_was_lost(self, row: Row) -> int:
         """Every start went on after the step that the one before it saved; returns how many did."""
         said = self.said(row)
-        ends = re.findall(r"Stopped by \w+ after step ([\d,]+)|(task 0: Terminated)", said)
+        ends = re.findall(r"Stopped by \w+ after step ([\d,]+)|(again: leaving now)", said)
         starts = re.findall(r"resuming after step ([\d,]+)", said)
         assert len(ends) >= len(starts), said
         for start, (saved, cut) in zip(starts, ends, strict=False):
-            # Slurm at times sends a second signal, which ends what has saved before it says so.
+            # Slurm at times sends a second signal, which is obeyed at once.
             assert start == saved or cut, said
         return len(starts)
 
