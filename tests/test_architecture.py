@@ -83,7 +83,17 @@ def test_arrows_point_up(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["rules", "rules.masking", "rules.look", "report", "records", "cli", "shards.tools"]
+    "module",
+    [
+        "rules",
+        "rules.masking",
+        "rules.look",
+        "report",
+        "commands.report",
+        "records",
+        "cli",
+        "shards.tools",
+    ],
 )
 def test_light_modules_do_not_load_torch(module: str) -> None:
     code = f"import sys, vitwarm.{module}; sys.exit('torch' in sys.modules)"

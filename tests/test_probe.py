@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fake_runs import write_training
 from test_report_page import Nesting
 from tiny_images import write_tiny_shards
 from torch.nn import functional
@@ -262,8 +263,8 @@ def test_the_command_writes_a_json_per_model(
     words = [str(tmp_path / "a"), "cold", "--data", f"{shards}/validation", "--images", "24"]
     assert main(["probe", *words, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
-    found = json.loads((tmp_path / "out" / "a.json").read_text())
-    cold = json.loads((tmp_path / "out" / "cold.json").read_text())
+    found = json.loads((tmp_path / "out" / "a.probe.json").read_text())
+    cold = json.loads((tmp_path / "out" / "cold.probe.json").read_text())
     assert found["images"]["n"] == 24
     assert len(found["blocks"]) == 3
     distance = found["blocks"][0]["attention_distance"]
@@ -290,7 +291,7 @@ def test_models_of_different_depths_are_told_apart(
     words = [str(tmp_path / "d1"), str(tmp_path / "d2"), "--data", f"{shards}/validation"]
     assert main(["probe", *words, "--images", "24", "--out", str(tmp_path / "out")]) == 0
     assert "d1 has 1 blocks and d2 has 2: CKA compares" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "d2.json").read_text())["cka"] == {}
+    assert json.loads((tmp_path / "out" / "d2.probe.json").read_text())["cka"] == {}
 
 
 @pytest.mark.parametrize(
@@ -337,7 +338,7 @@ def test_the_page_is_whole_and_shows_every_number(
     assert not parsed.open
     assert not parsed.loads
     assert "<b>&<" not in page  # labels are escaped
-    found = json.loads((tmp_path / "out" / "cold.json").read_text())
+    found = json.loads((tmp_path / "out" / "cold.probe.json").read_text())
     texts = "".join(parsed.texts)
     assert f"{found['blocks'][1]['norms']['total']:.2f}" in texts
     assert f"{found['knn_top1']:.1f}" in texts
@@ -349,3 +350,35 @@ def test_the_page_is_whole_and_shows_every_number(
     assert len(re.findall(r"cold · block 2 · head \d: ", page)) == heads * sum(
         figure.of == "head" for figure in FIGURES
     )
+
+
+def test_a_report_shows_probes_beside_the_runs(
+    tmp_path: Path, shards: str, vit: torch.nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found at any depth; a damaged one is named and left out; colours are those of the arms."""
+    for seed in (0, 1):
+        write_training(tmp_path / "runs", arm="dyck", seed=seed, top1=50.0 + seed)
+    export_model(vit, tmp_path / "dyck", facts={})
+    words = [str(tmp_path / "dyck"), "cold", "--data", f"{shards}/validation", "--images", "24"]
+    probe = tmp_path / "probes" / "first"
+    assert main(["probe", *words, "--out", str(probe), "--device", "cpu"]) == 0
+    broken = json.loads((probe / "cold.probe.json").read_text())
+    del broken["blocks"][1]["vo_spectrum"]
+    (probe / "broken.probe.json").write_text(json.dumps(broken))
+    (probe / "half.probe.json").write_text("{")
+    capsys.readouterr()
+    roots = [str(tmp_path / "runs"), str(tmp_path / "probes")]
+    assert main(["report", *roots, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert re.findall(r"(\w+)\.probe\.json is left out", said) == ["broken", "half"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    parsed = Nesting()
+    parsed.feed(page)
+    assert not parsed.errors
+    assert not parsed.open
+    assert '<li><a href="#probe-1">What it did to the network: first</a></li>' in page
+    runs, probes = page.split('id="probe-1"')
+    found = json.loads((probe / "dyck.probe.json").read_text())
+    assert f"{found['knn_top1']:.1f}" in probes
+    button = re.compile(r'data-arm="(\d)" aria-pressed="true"[^>]*>(?:(?!</button>).)*dyck', re.S)
+    assert button.findall(runs.rpartition('class="legend"')[2]) == button.findall(probes)

@@ -19,7 +19,7 @@ COMMANDS = {
     "train": ("vitwarm.commands.train", "train or fine-tune an image model on shards"),
     "sweep": ("vitwarm.sweep", "arms x fractions x paired seeds"),
     "transfer": ("vitwarm.commands.transfer", "does this trunk help on my images?"),
-    "report": ("vitwarm.report", "data-efficiency curves from records"),
+    "report": ("vitwarm.commands.report", "data-efficiency curves from records"),
     "probe": ("vitwarm.commands.probe", "what a warm-up or a training did to the network"),
     "shards": ("vitwarm.shards.tools", "make, check and look at image shards"),
     "rules": ("vitwarm.rules.look", "look at a rule before training on it"),

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from vitwarm.hardware import choose_device
     from vitwarm.probe.images import ProbeImages
     from vitwarm.probe.models import load_all
-    from vitwarm.probe.page import make_probe_page
+    from vitwarm.probe.page import SUFFIX, make_probe_page
     from vitwarm.probe.run import run_probe
     from vitwarm.probe.show import terminal_tables
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     founds = run_probe(models, images, device=device)
     for found in founds:
         write_text(
-            args.out / f"{found['label'].replace('/', '-')}.json",
+            args.out / f"{found['label'].replace('/', '-')}{SUFFIX}",
             json.dumps(found, indent=1) + "\n",
         )
     write_text(args.out / "index.html", make_probe_page(founds))

@@ -6,10 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from vitwarm.probe.figures import FIGURES, Figure
 from vitwarm.probe.show import Found, block_values, caption
+from vitwarm.report.analyse import choose_colors
 from vitwarm.report.panel import Panel, Scale, ticks
 
 WIDTH, HEIGHT = 360, 250
 _TOP, _BOTTOM, _LEFT, _RIGHT = 28, 44, 46, 12
+
+
+def colors_of(founds: Sequence[Found]) -> dict[str, int]:
+    """Returns label -> number of its colour, that of an arm with this label in a report."""
+    return choose_colors([found["label"] for found in founds])
 
 
 def draw_all(founds: Sequence[Found]) -> Iterator[tuple[str, Panel]]:
@@ -37,7 +43,9 @@ def draw_blocks(figure: Figure, founds: Sequence[Found]) -> Panel:
     panel = _panel(title, max(len(values) for _, values in lines), shown)
     for value in dict.fromkeys(blind):
         panel.line_at(_LEFT, panel.y(value), panel.right, panel.y(value), "zero")
-    for arm, (label, values) in enumerate(lines):
+    colors = colors_of(founds)
+    for label, values in lines:
+        arm = colors[label]
         for number, of_heads in enumerate(heads[label], 1):
             for head, value in enumerate(of_heads, 1):
                 tip = f"{label} · block {number} · head {head}: {value:,.3f}"
@@ -50,16 +58,14 @@ def draw_blocks(figure: Figure, founds: Sequence[Found]) -> Panel:
 def draw_likeness(figure: Figure, founds: Sequence[Found]) -> Panel:
     """Draws the CKA of the other models with the first, block by block."""
     likeness = founds[0][figure.name]
-    lines = [(f["label"], likeness.get(f["label"])) for f in founds]
-    known = {arm: values for arm, (_, values) in enumerate(lines) if values}
+    colors = colors_of(founds)
+    known = {f["label"]: values for f in founds if (values := likeness.get(f["label"]))}
     shown = [v for values in known.values() for v in values if v is not None]
     title = f"{figure.title} with {founds[0]['label']}"
     panel = _panel(title, len(founds[0]["blocks"]), [*shown, 0.0, 1.0])
-    for arm, values in known.items():
-        _line(panel, arm, lines[arm][0], values)
-    panel.words = _ends(
-        (lines[arm][0], [v for v in vs if v is not None]) for arm, vs in known.items()
-    )
+    for label, values in known.items():
+        _line(panel, colors[label], label, values)
+    panel.words = _ends((label, [v for v in vs if v is not None]) for label, vs in known.items())
     return panel
 
 
@@ -70,13 +76,13 @@ def draw_spectra(name: str, number: int, founds: Sequence[Found]) -> Panel:
         name: `qk` or `vo`.
         number: of the block, from 0 on; models that lack it are left out.
     """
-    lines = []
-    for arm, found in enumerate(founds):
+    lines, colors = [], colors_of(founds)
+    for found in founds:
         if number < len(found["blocks"]):
             spectra = found["blocks"][number][f"{name}_spectrum"]
             shares = [[value / (head[0] or 1.0) for value in head] for head in spectra]
             means = [sum(column) / len(column) for column in zip(*shares, strict=True)]
-            lines.append((arm, found["label"], means))
+            lines.append((colors[found["label"]], found["label"], means))
     title = f"{name.upper()} spectrum of block {number + 1}"
     most = max(len(means) for _, _, means in lines)
     panel = _panel(title, most, [0.0, 1.0], across="singular values, largest first")

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from vitwarm.probe.drawings import draw_all, draw_spectra
+from vitwarm.probe.drawings import colors_of, draw_all, draw_spectra
 from vitwarm.probe.figures import FIGURES, Figure
 from vitwarm.probe.show import (
     Found,
@@ -25,13 +25,24 @@ from vitwarm.report.page_tables import Table, Td, table, text
 from vitwarm.report.panel import Panel
 from vitwarm.report.svg import to_svg
 
+#: How the JSON file of a model ends, by which a report finds it.
+SUFFIX = ".probe.json"
+
 Line = tuple[Figure, str, list[float | None]]
 Column = tuple[str, Callable[[Any], Td]]
 
 
 def make_probe_page(founds: Sequence[Found]) -> str:
     """Returns the HTML document of models that were probed side by side."""
-    page = resources.files("vitwarm.probe").joinpath("page.html").read_text(encoding="utf-8")
+    section = make_probe_section(founds, title="Models side by side", slug="probe")
+    return render(_template("page.html"), title="What it did to the network", section=section)
+
+
+def make_probe_section(founds: Sequence[Found], *, title: str, slug: str) -> Markup:
+    """Returns a section of a page: tables and pictures of models that were probed side by side.
+
+    Raises: KeyError, TypeError, ValueError and their like: an object that `run_probe` did not make.
+    """
     depth = min(len(found["blocks"]) for found in founds)
     blocks = sorted({0, depth // 2, depth - 1})
     spectra = [
@@ -39,10 +50,11 @@ def make_probe_page(founds: Sequence[Found]) -> str:
         for name in ("qk", "vo")
         for block in blocks
     ]
-    return render(
-        page,
-        title="What it did to the network",
-        arms=list(enumerate(found["label"] for found in founds)),
+    section = render(
+        _template("section.html"),
+        title=title,
+        slug=slug,
+        arms=[(color, label) for label, color in colors_of(founds).items()],
         models=model_table(founds),
         pictures=[_picture(name, panel) for name, panel in draw_all(founds)],
         spectra=spectra,
@@ -50,19 +62,23 @@ def make_probe_page(founds: Sequence[Found]) -> str:
         definitions=definition_table(),
         notes=notes(founds),
     )
+    return Markup(section)
 
 
 def model_table(founds: Sequence[Found]) -> Table:
     """Returns the figures of whole models, a row each."""
 
-    def cell(arm_found: tuple[int, Found], figure: Figure) -> Td:
-        return text(number(arm_found[1][figure.name], figure.digits))
+    def cell(found: Found, figure: Figure) -> Td:
+        return text(number(found[figure.name], figure.digits))
 
-    columns: list[Column] = [("model", lambda it: Td(it[1]["label"], "left", arm=it[0]))]
+    colors = colors_of(founds)
+    columns: list[Column] = [
+        ("model", lambda found: Td(found["label"], "left", arm=colors[found["label"]]))
+    ]
     columns += [
         (caption(figure, founds), partial(cell, figure=figure)) for figure in model_figures(founds)
     ]
-    return table("Frozen models, one figure each.", list(enumerate(founds)), columns)
+    return table("Frozen models, one figure each.", founds, columns)
 
 
 def block_table(founds: Sequence[Found]) -> Table:
@@ -100,3 +116,7 @@ def definition_table() -> Table:
 
 def _picture(name: str, panel: Panel) -> dict[str, Any]:
     return {"name": name, "desktop": Markup(to_svg(panel)), "phone": None}
+
+
+def _template(name: str) -> str:
+    return resources.files("vitwarm.probe").joinpath(name).read_text(encoding="utf-8")

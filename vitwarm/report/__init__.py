@@ -1,19 +1,13 @@
 """From records to a data-efficiency report: one page, pictures, CSV and JSON.
 
-    vitwarm report runs --out report
-    vitwarm report runs/sweeps/quickstart --out report --open
-    vitwarm report runs --out report-2 --against report
-
-Give folders of runs, or a sweep's own folder for that sweep alone. Nothing here loads torch: a
-report can be made on a laptop from copied records.
+The command is `vitwarm.commands.report`. Nothing here loads torch: a report can be made on a laptop
+from copied records.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
-import webbrowser
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +22,8 @@ from vitwarm.report.gather import gather
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from vitwarm.report.page import PageSection
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,7 @@ def run_report(
     title: str | None = None,
     figures: bool = False,
     against: str | Path | None = None,
+    more: Sequence[PageSection] = (),
 ) -> ReportPaths:
     """Writes the report on every run at or below the roots.
 
@@ -75,6 +72,7 @@ def run_report(
         title: of the page.
         figures: also write PNG and SVG pictures.
         against: folder of an earlier report, to compare with.
+        more: sections that the page shows behind those of the runs.
     Raises: RunError: a root that does not exist, or `out` cannot be written.
         ReportError: nothing there to report on, or nothing to compare with.
     """
@@ -94,7 +92,7 @@ def run_report(
 
         pictures = write_figures(analyses, folder / "figures")
     page = folder / "index.html"
-    write_text(page, make_page(analyses, title or "Data-efficiency report", changes))
+    write_text(page, make_page(analyses, title or "Data-efficiency report", changes, more))
     json = folder / "report.json"
     return ReportPaths(page, json, csvs, pictures, analyses, folder / "tables.tex")
 
@@ -128,36 +126,6 @@ def _tell_apart(analyses: list[Analysis]) -> list[Analysis]:
     return told
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the words of `vitwarm report`."""
-    parser.add_argument("runs", nargs="+", help="folders of runs, run folders, or a sweep's folder")
-    parser.add_argument("--out", required=True, help="folder for the page, pictures and tables")
-    parser.add_argument("--title", help="title of the page")
-    parser.add_argument(
-        "--figures",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="also write every picture as PNG and SVG (about a second each)",
-    )
-    parser.add_argument("--against", metavar="FOLDER", help="an earlier report to compare with")
-    parser.add_argument("--open", action="store_true", help="show the page in the web browser")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Makes the report, prints a short table, and the path of the page last."""
-    from vitwarm.report.tables import terminal_table
-
-    paths = run_report(
-        args.runs, args.out, title=args.title, figures=args.figures, against=args.against
-    )
-    encoding = sys.stdout.encoding or "utf-8"
-    print(terminal_table(paths.analyses).encode(encoding, "replace").decode(encoding), end="\n\n")
-    if args.open and not webbrowser.open(paths.page.resolve().as_uri()):
-        print("There is no web browser to open the page with.", file=sys.stderr)
-    print(paths.page)
-    return 0
-
-
 class _Callable(ModuleType):
     """Lets `vitwarm.report(...)` be a call although it is this package's name too."""
 
@@ -168,5 +136,5 @@ class _Callable(ModuleType):
 sys.modules[__name__].__class__ = _Callable
 
 __all__ = [
-    "Analysis", "Report", "ReportPaths", "add_arguments", "make_report", "run", "run_report",
+    "Analysis", "Report", "ReportPaths", "make_report", "run_report",
 ]  # fmt: skip

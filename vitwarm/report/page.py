@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup, escape
@@ -28,15 +28,33 @@ _DIFFICULTIES = {
 }
 
 
+class PageSection(NamedTuple):
+    """A section that another room drew."""
+
+    slug: str
+    title: str
+    html: Markup
+
+
 def make_page(
     analyses: Sequence[Analysis],
     title: str = "Data-efficiency report",
     changes: page_tables.Table | None = None,
+    more: Sequence[PageSection] = (),
 ) -> str:
-    """Returns the report as one HTML document; `changes` compares it with an earlier one."""
+    """Returns the report as one HTML document.
+
+    Args:
+        changes: compares it with an earlier one.
+        more: sections of other rooms, shown behind those of the analyses.
+    """
     page = resources.files("vitwarm.report").joinpath("page.html").read_text(encoding="utf-8")
     return render(
-        page, title=title, sections=[_section(analysis) for analysis in analyses], changes=changes
+        page,
+        title=title,
+        sections=[_section(analysis) for analysis in analyses],
+        changes=changes,
+        more=more,
     )
 
 

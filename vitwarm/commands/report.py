@@ -1,0 +1,94 @@
+"""From records to a data-efficiency report: one page, pictures, CSV and JSON.
+
+    vitwarm report runs --out report
+    vitwarm report runs/sweeps/quickstart --out report --open
+    vitwarm report runs probe --out report-2 --against report
+
+Give folders of runs, or a sweep's own folder for that sweep alone. Folders that `vitwarm probe`
+wrote, inside them or given beside them, become sections of their own. Nothing here loads torch: a
+report can be made on a laptop from copied records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import webbrowser
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vitwarm.probe.show import Found
+    from vitwarm.report.page import PageSection
+
+
+#: What reading a file that somebody else wrote, or that is damaged, may raise.
+_NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, IndexError, OSError, RecursionError)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the words of `vitwarm report`."""
+    parser.add_argument("runs", nargs="+", help="folders of runs or of probes, or a sweep's folder")
+    parser.add_argument("--out", required=True, help="folder for the page, pictures and tables")
+    parser.add_argument("--title", help="title of the page")
+    parser.add_argument(
+        "--figures",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="also write every picture as PNG and SVG (about a second each)",
+    )
+    parser.add_argument("--against", metavar="FOLDER", help="an earlier report to compare with")
+    parser.add_argument("--open", action="store_true", help="show the page in the web browser")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes the report, prints a short table, and the path of the page last."""
+    from vitwarm.report import run_report
+    from vitwarm.report.tables import terminal_table
+
+    paths = run_report(
+        args.runs,
+        args.out,
+        title=args.title,
+        figures=args.figures,
+        against=args.against,
+        more=find_probes(args.runs),
+    )
+    encoding = sys.stdout.encoding or "utf-8"
+    print(terminal_table(paths.analyses).encode(encoding, "replace").decode(encoding), end="\n\n")
+    if args.open and not webbrowser.open(paths.page.resolve().as_uri()):
+        print("There is no web browser to open the page with.", file=sys.stderr)
+    print(paths.page)
+    return 0
+
+
+def find_probes(roots: Iterable[str | Path]) -> list[PageSection]:
+    """Draws what `vitwarm probe` found, a section for each of its folders at or below the roots.
+
+    A file that is damaged, or not of this version, is named on stderr and left out.
+    """
+    from vitwarm.probe.page import SUFFIX, make_probe_section
+    from vitwarm.report.page import PageSection
+
+    folders: dict[Path, list[Found]] = defaultdict(list)
+    paths = {path for root in roots for path in Path(root).resolve().rglob(f"*{SUFFIX}")}
+    for path in sorted(paths):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            make_probe_section([found], title="", slug="")
+        except _NOT_OURS as error:
+            kind = type(error).__name__
+            print(
+                f"{path} is left out: not written by this version's probe ({kind}).",
+                file=sys.stderr,
+            )
+            continue
+        folders[path.parent].append(found)
+    return [
+        PageSection(slug, title, make_probe_section(founds, title=title, slug=slug))
+        for number, (folder, founds) in enumerate(folders.items(), 1)
+        for slug, title in [(f"probe-{number}", f"What it did to the network: {folder.name}")]
+    ]
