@@ -45,6 +45,7 @@ def make_probe_section(founds: Sequence[Found], *, title: str, slug: str) -> Mar
     """
     depth = min(len(found["blocks"]) for found in founds)
     blocks = sorted({0, depth // 2, depth - 1})
+    colors = colors_of(founds)
     spectra = [
         _picture(f"{name}_spectrum_{block + 1}", draw_spectra(name, block, founds))
         for name in ("qk", "vo")
@@ -54,7 +55,7 @@ def make_probe_section(founds: Sequence[Found], *, title: str, slug: str) -> Mar
         _template("section.html"),
         title=title,
         slug=slug,
-        arms=[(color, label) for label, color in colors_of(founds).items()],
+        arms=[(colors[found["label"]], found["label"]) for found in founds],
         models=model_table(founds),
         pictures=[_picture(name, panel) for name, panel in draw_all(founds)],
         spectra=spectra,
