@@ -22,6 +22,8 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.commits: dict[str, dict[str, dict[str, bytes]]] = {}
         self.private: set[str] = set()
+        self.large: dict[str, bytes] = {}
+        """What came by Git LFS: SHA-256 -> bytes."""
         self.calls: list[str] = []
 
     @property
@@ -79,12 +81,23 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.answer(409, {"error": "it is there", "url": repo})
             self.server.commits[repo] = {"0" * 40: {}}
             return self.answer(200, {"url": f"{self.server.address}/{repo}"})
+        if path.endswith(".git/info/lfs/objects/batch"):
+            found = [
+                {**one, "actions": {"upload": {"href": f"{self.server.address}/lfs/{one['oid']}"}}}
+                for one in json.loads(body)["objects"]
+            ]
+            return self.answer(200, {"transfer": "basic", "objects": found})
         if path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})
         repo, _, rest = path.removeprefix("/api/models/").rpartition("/")[0].rpartition("/")
         if rest == "preupload":
             modes = [
-                {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
+                # As on the hub, whose .gitattributes send weights to LFS whatever their size.
+                {
+                    "path": one["path"],
+                    "uploadMode": "lfs" if one["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                }
                 for one in json.loads(body)["files"]
             ]
             return self.answer(200, {"files": modes})
@@ -94,11 +107,22 @@ class _Handler(BaseHTTPRequestHandler):
                 one = json.loads(line)
                 if one["key"] == "file":
                     files[one["value"]["path"]] = base64.b64decode(one["value"]["content"])
+                elif one["key"] == "lfsFile":
+                    files[one["value"]["path"]] = self.server.large[one["value"]["oid"]]
             oid = hashlib.sha1(body).hexdigest()
             self.server.commits[repo][oid] = files
             url = f"{self.server.address}/{repo}/commit/{oid}"
             return self.answer(200, {"commitUrl": url, "commitOid": oid, "success": True})
         return self.answer(404, {"error": f"this hub has no {path}"})
+
+    def do_PUT(self) -> None:
+        body = self.body()
+        oid = hashlib.sha256(body).hexdigest()
+        self.server.calls.append(f"PUT {self.path}")
+        if self.path != f"/lfs/{oid}":
+            return self.answer(400, {"error": "these bytes have another SHA-256"})
+        self.server.large[oid] = body
+        return self.answer(200)
 
     def do_GET(self) -> None:
         path = unquote(self.path.partition("?")[0])
