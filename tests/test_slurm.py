@@ -281,6 +281,31 @@ def test_requeue_preemption_and_a_node_that_dies(slurm: Cluster, tmp_path: Path)
     check_nothing_is_left(slurm)
 
 
+def test_a_job_whose_nodes_keep_dying_is_not_put_back_for_ever(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    """Twice the node dies before the first checkpoint; the third start says so and is the last."""
+    sweep = Sweep(slurm, tmp_path / "still", "arms: {default: {train: {train.steps: 3000}}}")
+    (row,) = sweep.plan.rows
+    starts = sweep.run_folder(row) / "starts.json"
+    for n in (1, 2):
+        wait_for(
+            lambda n=n: starts.exists() and len(json.loads(starts.read_text())["steps"]) == n,
+            seconds=120, what=f"start {n}",
+        )  # fmt: skip
+        node = slurm.job(sweep.job(row))["NodeList"]
+        slurm.kill_node(node)
+        sweep.wait_restart(row, n)
+        slurm.start_node(node)
+        slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
+    sweep.wait_end(row)
+    assert slurm.state(sweep.job(row)) == "FAILED", sweep.said(row)
+    state, reason = sweep.state(row)
+    assert state == "failed"
+    assert "back into the queue 2 times and made no progress past step 0" in reason
+    check_nothing_is_left(slurm)
+
+
 def test_a_sweep_is_seen_and_steered(
     slurm: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
