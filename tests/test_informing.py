@@ -235,13 +235,14 @@ LAST_WORDS = """
     import os, signal, sys, time
     from vitwarm import interrupts
     interrupts.LAST_WORDS_SECONDS = float(sys.argv[1])
+    before = signal.getsignal(signal.SIGINT)
     with interrupts.Interrupts([signal.SIGINT, signal.SIGTERM], answer="answered") as noted:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.1)
     time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGTERM)
     print("saved", flush=True)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     sys.exit(128 + noted.first)
 """
 

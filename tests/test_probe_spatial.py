@@ -92,7 +92,7 @@ def probe(folder: Path, model: Any, data: Path) -> dict[str, Any]:
     export_model(model, folder / "model", facts={})
     words = [str(folder / "model"), "--data", str(data), "--out", str(folder / "out")]
     assert main(["probe", *words, "--images", "64", "--device", "cpu"]) == 0
-    found: dict[str, Any] = json.loads((folder / "out" / "model.json").read_text())
+    found: dict[str, Any] = json.loads((folder / "out" / "model.probe.json").read_text())
     return found
 
 
