@@ -25,8 +25,8 @@ from vitwarm.config import (
     save_config,
     with_overrides,
 )
+from vitwarm.config.check import hints_of, inner_type
 from vitwarm.config.fields import SCHEMAS, fields_of, to_markdown
-from vitwarm.config.ranges import hints_of, inner_type
 from vitwarm.errors import ConfigError
 from vitwarm.sweep.checks import split_axes
 

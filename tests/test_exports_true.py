@@ -20,12 +20,13 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 
 from vitwarm.cli import main
-from vitwarm.config import TrainRun, load_config
-from vitwarm.errors import Stopped
+from vitwarm.config import TrainRun, WarmupRun, load_config
+from vitwarm.errors import ConfigError, Stopped
 from vitwarm.records import Record
 from vitwarm.shards.write.writer import Sample, write_info, write_shards
 from vitwarm.training import run_training, training_folder
 from vitwarm.trunk import build_model, trunk_names
+from vitwarm.warmup import run_warmup, warmup_folder
 
 N_VAL = 300
 SHAPE = "embed_dim: 32, depth: 2, num_heads: 2, patch_size: 4"
@@ -179,6 +180,38 @@ def test_a_size_that_is_not_given_is_the_exports(
     check_true(config, run_training(config), others)
     loaded = timm.create_model(f"local-dir:{training_folder(config) / 'export'}", pretrained=True)
     assert resolve_model_data_config(loaded)["input_size"] == (3, 16, 16)
+
+
+@pytest.mark.parametrize("resident", ["on", "off"])
+def test_images_that_are_not_square(
+    shards: Path, tmp_path: Path, resident: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a warm-up of their grid, and by fine-tuning from square ones."""
+    shape = f"{{{SHAPE}, img_size: [16, 24]}}"
+    warm = load_config(
+        WarmupRun, None,
+        [f"warmup.model_kwargs={shape}", "rule.params.n_kinds=8", "warmup.precision=fp32",
+         "warmup.budget=2steps", "warmup.batch_size=8", "warmup.eval_sequences=16",
+         "run.device=cpu", "run.progress=false", f"run.root={tmp_path}"],
+    )  # fmt: skip
+    assert run_warmup(warm).warmup_tokens == 2 * 8 * 24
+    words = [
+        f"handoff.trunk={warmup_folder(warm)}", "handoff.allow_failed=true",
+        "train.img_size=[16,24]", "train.steps=10", f"data.resident={resident}",
+    ]  # fmt: skip
+    assert main(["train", *words_of(shards, tmp_path, *words), "--dry-run"]) == 0
+    assert " at 16 x 24 px, " in capsys.readouterr().out
+    config = config_of(shards, tmp_path, *words)
+    check_true(config, run_training(config), shards)
+    export = training_folder(config) / "export"
+    loaded = timm.create_model(f"local-dir:{export}", pretrained=True)
+    assert resolve_model_data_config(loaded)["input_size"] == (3, 16, 24)
+
+    init = [f"handoff.init={export}", "train.model_kwargs={}", "train.steps=3"]
+    wider = config_of(shards, tmp_path, *init, "train.img_size=[24,20]")
+    check_true(wider, run_training(wider), shards)
+    with pytest.raises(ConfigError, match=r"train.img_size is 22, .* Use train.img_size=20 or 24"):
+        run_training(config_of(shards, tmp_path, "train.img_size=[16,22]"))
 
 
 def test_a_probed_export_keeps_the_trunk_that_it_probes(

@@ -18,6 +18,7 @@ from vitwarm.shards import (
     decode_all,
     make_train_loader,
 )
+from vitwarm.shards.load.crops import Size
 from vitwarm.shards.load.cutting import centre, cut_out
 from vitwarm.training.feed import LoaderFeed, ResidentFeed
 from vitwarm.training.module import TrainBatch
@@ -33,19 +34,28 @@ def pictures(rng: np.random.Generator, n: int, height: int, width: int) -> torch
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("mode", ["rrc", "pad"])
-@pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (12, 12, 40), (40, 30, 16)])
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [(32, 32, 32), (12, 12, 40), (40, 30, 16), (30, 40, (16, 40)), (40, 30, (40, 16))],
+)
 def test_crops_are_the_loaders(
-    rng: np.random.Generator, height: int, width: int, size: int, mode: str, interpolation: str
+    rng: np.random.Generator, height: int, width: int, size: Size, mode: str, interpolation: str
 ) -> None:
     n = 40
     images = pictures(rng, n, height, width)
     crop = TrainCrop(size, interpolation=interpolation, mode=mode)  # type: ignore[arg-type]
     boxes = crop.boxes(0, np.zeros(n, int), np.arange(n), height, width)
     out = resample(
-        images, torch.from_numpy(boxes), size, interpolation=interpolation, reflect=mode == "pad"
+        images,
+        torch.from_numpy(boxes),
+        crop.sides,
+        interpolation=interpolation,
+        reflect=mode == "pad",
     )
     theirs = [
-        cut_out(images[k].permute(1, 2, 0).numpy(), boxes[k], size, interpolation=interpolation)
+        cut_out(
+            images[k].permute(1, 2, 0).numpy(), boxes[k], crop.sides, interpolation=interpolation
+        )
         for k in range(n)
     ]
     off = (out.int() - torch.from_numpy(np.stack(theirs)).permute(0, 3, 1, 2).int()).abs().float()
@@ -54,16 +64,17 @@ def test_crops_are_the_loaders(
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [24, (24, 40), (40, 24)])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (20, 31), (64, 40)])
 def test_evaluation_crops_are_the_loaders(
-    rng: np.random.Generator, height: int, width: int, interpolation: str
+    rng: np.random.Generator, height: int, width: int, size: Size, interpolation: str
 ) -> None:
     images = pictures(rng, 5, height, width)
-    crop = EvalCrop(24, 0.875, interpolation)  # type: ignore[arg-type]
-    out = resize_and_crop(images, resize=crop.resize, size=24, interpolation=interpolation)
+    crop = EvalCrop(size, 0.875, interpolation)  # type: ignore[arg-type]
+    out = resize_and_crop(images, crop)
     theirs = [centre(image.permute(1, 2, 0).numpy(), crop) for image in images]
     off = (out.int() - torch.from_numpy(np.stack(theirs)).permute(0, 3, 1, 2).int()).abs().float()
-    assert off.mean() < 0.06
+    assert off.mean() < (0.06 if size == 24 else 0.12)  # which of two levels half of one is
     assert off.max() <= 2
 
 

@@ -353,7 +353,7 @@ def test_images_of_several_sizes_cannot_be_resident(tmp_path: Path) -> None:
 
 
 def test_a_slab_comes_back_with_its_last_tensor() -> None:
-    slabs = Slabs(2, 4, 8)
+    slabs = Slabs(2, 4, (8, 8))
     first = slabs.lend()
     assert first is not None
     slabs.pixels(first, 3)[:] = 7
@@ -373,7 +373,7 @@ def test_a_slab_comes_back_with_its_last_tensor() -> None:
 
 def test_pinned_copies_free_their_slab_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-    slabs = Slabs(1, 2, 8)
+    slabs = Slabs(1, 2, (8, 8))
     slab = slabs.lend()
     assert slab is not None
     slabs.pixels(slab, 2)[:] = 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from shard_maker import encode, sample, smooth, write_tar
+from timm.data import create_transform
 
 from vitwarm.shards import (
     EvalCrop,
@@ -22,6 +24,7 @@ from vitwarm.shards import (
     make_val_loader,
 )
 from vitwarm.shards.load import decode as decode_module
+from vitwarm.shards.load.crops import Size
 from vitwarm.shards.load.decode import UnreadableImage, decode, read_header
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -62,11 +65,13 @@ def mean_difference(
         (500, 375, 48, 4),
         (500, 500, 96, 2),
         (600, 800, 32, 8),
+        (375, 500, (96, 224), 1),
+        (500, 500, (120, 60), 2),
     ],
 )
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_training_crops_are_pillows(
-    tmp_path: Path, rng: np.random.Generator, height: int, width: int, size: int, reduction: int,
+    tmp_path: Path, rng: np.random.Generator, height: int, width: int, size: Size, reduction: int,
     interpolation: str,
 ) -> None:  # fmt: skip
     files = photographs(rng, height, width)
@@ -84,7 +89,7 @@ def test_training_crops_are_pillows(
     def theirs(k: int, image: Image.Image) -> Image.Image:
         top, left, box_height, box_width, flip = boxes[k].tolist()
         cut = image.crop((left, top, left + box_width, top + box_height))
-        out = cut.resize((size, size), FILTERS[interpolation])
+        out = cut.resize(crop.sides[::-1], FILTERS[interpolation])
         return out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else out
 
     assert mean_difference(batch.images.numpy(), [files[r] for r in rows], theirs) < ALLOWED
@@ -103,11 +108,32 @@ def test_evaluation_crops_are_pillows(
     (batch,) = make_val_loader(write(tmp_path, files), crop=crop, batch_size=N, workers=0)
 
     def theirs(k: int, image: Image.Image) -> Image.Image:
-        scale = crop.resize / min(height, width)
+        scale = math.floor(size / crop.crop_pct) / min(height, width)
         new_width, new_height = int(width * scale), int(height * scale)
         left, top = round((new_width - size) / 2), round((new_height - size) / 2)
         resized = image.resize((new_width, new_height), FILTERS[interpolation])
         return resized.crop((left, top, left + size, top + size))
+
+    assert mean_difference(batch.images.numpy(), files, theirs) < ALLOWED
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (300, 300), (90, 400)])
+@pytest.mark.parametrize("size", [(96, 224), (224, 96)])
+def test_evaluation_crops_that_are_not_square_are_timms(
+    tmp_path: Path, rng: np.random.Generator, height: int, width: int, size: tuple[int, int]
+) -> None:
+    files = photographs(rng, height, width)
+    crop = EvalCrop(size, crop_pct=0.9)
+    (batch,) = make_val_loader(write(tmp_path, files), crop=crop, batch_size=N, workers=0)
+    timms = create_transform(
+        (3, *size), interpolation="bicubic", crop_pct=0.9, use_prefetcher=True
+    ).transforms[:-1]  # without the step to a tensor
+
+    def theirs(k: int, image: Image.Image) -> Image.Image:
+        for step in timms:
+            image = step(image)
+        assert image.size == size[::-1]
+        return image
 
     assert mean_difference(batch.images.numpy(), files, theirs) < ALLOWED
 

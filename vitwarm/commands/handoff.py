@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for timm.create_model; default: as it was warmed up",
     )
     parser.add_argument("--num-classes", type=int, help="default: the model's own")
-    parser.add_argument("--img-size", type=int, help="pixels; default: as it was warmed up")
+    parser.add_argument(
+        "--img-size", type=_read_sides, help="pixels, 224 or 192x256; default: as it was warmed up"
+    )
     parser.add_argument("--scope", default="all", choices=["all", "attention", "mlp"])
     parser.add_argument("--blocks", help="-4: or 0,1,2; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the fresh tensors (default 0)")
@@ -137,6 +139,14 @@ def _push(args: argparse.Namespace) -> int:
     pushed = push(args.trunks[1], args.trunks[2], private=args.private)
     print(f"pushed {args.trunks[1]} as {pushed}")
     return 0
+
+
+def _read_sides(text: str) -> int | tuple[int, ...]:
+    """`224`, or `192x256`, the height first."""
+    numbers = tuple(int(part) for part in text.split("x"))
+    if len(numbers) > 2 or min(numbers) < 1:
+        raise ValueError
+    return numbers[0] if len(set(numbers)) == 1 else numbers
 
 
 def _model_kwargs(args: argparse.Namespace, model: str, facts: dict[str, str]) -> dict[str, Any]:

@@ -166,7 +166,6 @@ def _sweep(args: argparse.Namespace, fields: dict[str, Any]) -> SweepConfig:
     facts = load_trunk(args.trunk).facts
     shape = dict(facts.get("model_args") or {})
     size = shape.pop("img_size", None)
-    size = size[0] if isinstance(size, list) else size
     val = args.val or f"{args.data.rstrip('/').removesuffix('/train')}/validation"
     words = [word for word in args.overrides if word.split(".")[0] in ("train", "data", "handoff")]
     others = [word for word in args.overrides if word not in words]

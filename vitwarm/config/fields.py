@@ -16,7 +16,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, get_args, get_origin
 
-from vitwarm.config.ranges import default_of, describe, hints_of, inner_type
+from vitwarm.config.check import default_of, describe, hints_of, inner_type
 from vitwarm.config.schema import SweepConfig, TrainRun, WarmupRun
 
 #: Command -> the schema of its config.

@@ -1,4 +1,4 @@
-"""What a field may hold: declared on the field itself, checked wherever a config is made.
+"""What a field may hold: declared on the field itself, checked (`check`) wherever a config is made.
 
 A declaration holds the words of messages and of the reference of fields, and the test of a value.
 Beyond the highest number a value is a slip of the keyboard or of units, not a wish.
@@ -7,14 +7,11 @@ Beyond the highest number a value is a slip of the keyboard or of units, not a w
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import re
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from vitwarm.errors import ConfigError
 from vitwarm.units import BUDGET_WORDS, read_budget
@@ -123,6 +120,17 @@ def numbers(
         return good and (not ascending or list(values) == sorted(values))
 
     return ranged(default, Allowed(f"of {lengths} numbers, each {words}{order}", all_hold))
+
+
+def sides(default: Any, *, most: int) -> Any:
+    """Pixels of both sides of an image, or [height, width]; OmegaConf knows no type of both."""
+    words = f"a whole number above 0 and at most {most:,}, or two such numbers: [height, width]"
+
+    def holds(value: Any) -> bool:
+        given = value if isinstance(value, list) else [value]
+        return len(given) in (1, 2) and all(type(n) is int and 0 < n <= most for n in given)
+
+    return ranged(default, Allowed(words, holds))
 
 
 def some_seeds(default: list[int]) -> Any:
@@ -254,79 +262,6 @@ def _entries(
         return all(holds(key, one) for key, one in value.items())
 
     return ranged(default, Allowed(words, all_hold, explain=explain))
-
-
-def check_fields(config: Any, section: str = "") -> None:
-    """Checks every field of a config's dataclass against its declaration.
-
-    Args:
-        section: what stands before a field's name in messages, with its dot: `train.`.
-    Raises: ConfigError: field, value, what is allowed, what to do.
-    """
-    for item in dataclasses.fields(config):
-        allowed, value = item.metadata.get("allowed"), getattr(config, item.name)
-        if allowed is not None and value is not None and not allowed.holds(value):
-            raise refusal(type(config), item.name, value, section)
-
-
-def refusal(schema: type, field_name: str, value: Any, section: str = "") -> ConfigError:
-    """Returns the one sentence about a value that a field does not take."""
-    item = item_of(schema, field_name)
-    allowed, name = item.metadata.get("allowed"), f"{section}{field_name}"
-    kind, _ = inner_type(hints_of(schema)[field_name])
-    if allowed and allowed.explain and isinstance(value, dict):
-        return ConfigError(allowed.explain(name, value))
-    given = value if isinstance(value, int | float) or value is None else repr(value)
-    return ConfigError(
-        f"{name} is {given}; it must be {describe(schema, field_name)}. {_advice(name, item, kind)}"
-    )
-
-
-def describe(schema: type, field_name: str) -> str:
-    """Returns what a field may hold in words: `a number above 0 and at most 1`."""
-    kind, _ = inner_type(hints_of(schema)[field_name])
-    allowed = item_of(schema, field_name).metadata.get("allowed")
-    if get_origin(kind) is Literal:
-        *most, last = map(str, get_args(kind))
-        return f"{', '.join(most)} or {last}"
-    nouns = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    noun = nouns.get(kind) or ("a list" if get_origin(kind) is list else "a mapping")
-    return f"{noun} {allowed.words}" if allowed else noun
-
-
-def inner_type(hint: Any) -> tuple[Any, bool]:
-    """Returns a field's type without None, and whether None is allowed."""
-    if get_origin(hint) not in (types.UnionType, Union):
-        return hint, False
-    (kind,) = [part for part in get_args(hint) if part is not type(None)]
-    return kind, True
-
-
-def default_of(item: dataclasses.Field[Any]) -> Any:
-    """Returns a field's default."""
-    return item.default_factory() if callable(item.default_factory) else item.default
-
-
-@cache
-def hints_of(schema: type) -> dict[str, Any]:
-    """Returns a schema's field -> type, resolved."""
-    return get_type_hints(schema)
-
-
-@cache
-def item_of(schema: type, field_name: str) -> dataclasses.Field[Any]:
-    """Returns a field of a schema."""
-    return next(item for item in dataclasses.fields(schema) if item.name == field_name)
-
-
-def _advice(name: str, item: dataclasses.Field[Any], kind: Any) -> str:
-    default = default_of(item)
-    if default is None:
-        return "Give such a value, or leave it out."
-    if default == "???" or isinstance(default, dict):
-        return "Give such a value."
-    said = str(default).lower() if kind is bool else default
-    return f"Use for example {name}={said}, the default."
 
 
 def _bounds(

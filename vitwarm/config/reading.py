@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml  # type: ignore[import-untyped]
 
-from vitwarm.config.ranges import hints_of, inner_type, item_of, refusal
+from vitwarm.config.check import hints_of, inner_type, item_of, refusal
 from vitwarm.errors import ConfigError
 from vitwarm.units import read_number
 
@@ -151,6 +151,10 @@ def _take(kind: Any, value: Any, name: str) -> Any:
         if not isinstance(value, list | tuple):
             raise _OtherTypeError
         return [_take_scalar(args[0], (), one) for one in value]
+    if kind is Any:  # one side, or height and width
+        several = isinstance(value, list | tuple)
+        found = [_take_scalar(int, (), one) for one in (value if several else [value])]
+        return found[0] if len(set(found)) == 1 and len(found) < 3 else found  # [8, 8] is 8
     return _take_scalar(origin, args, value)
 
 

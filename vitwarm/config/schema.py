@@ -7,13 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vitwarm.config.check import check_fields
 from vitwarm.config.ranges import (
     HIGHEST,
     a_budget,
     a_seed,
     alpha,
     arguments,
-    check_fields,
     free,
     labelled,
     line,
@@ -25,6 +25,7 @@ from vitwarm.config.ranges import (
     seeds_per_fraction,
     settings,
     share,
+    sides,
     some_blocks,
     some_of,
     some_seeds,
@@ -256,8 +257,8 @@ class TrainConfig:
     """Passed to timm.create_model."""
     num_classes: int | None = number(None, least=2, most=10**6)
     """None: from the shards (largest label + 1, or `_info.json`)."""
-    img_size: int | None = positive(None, most=8192)
-    """Pixels; none: the model's own."""
+    img_size: Any = sides(None, most=8192)
+    """Pixels of both sides, or `[height, width]`; none: the model's own."""
     epochs: float = positive(300.0)
     """Passes over the images of the fraction."""
     steps: int | None = positive(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -192,18 +193,13 @@ class _ResidentBatches:
         self.images = self.images.to(here(self.device))
         rank, n = self.world.rank, len(self.images)
         low, high = (n * r // self.world.size for r in (rank, rank + 1))
-        keeps = (high - low) * 3 * self.crop.size**2 <= KEEP_BYTES
+        keeps = (high - low) * 3 * math.prod(self.crop.sides) <= KEEP_BYTES
         for number, start in enumerate(range(low, high, self.size)):
             some = slice(start, min(start + self.size, high))
             if number < len(self.kept):
                 batch = self.kept[number]
             else:
-                batch = resize_and_crop(
-                    self.images.images[some],
-                    resize=self.crop.resize,
-                    size=self.crop.size,
-                    interpolation=self.crop.interpolation,
-                )
+                batch = resize_and_crop(self.images.images[some], self.crop)
                 if keeps:
                     self.kept.append(batch)
             n_bad = int(((self.unreadable >= some.start) & (self.unreadable < some.stop)).sum())

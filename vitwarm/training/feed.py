@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -84,7 +85,7 @@ class ResidentFeed:
         device = here(self.device)
         images = self.images.to(device)
         local = self.cut.batch_size // self.world.size
-        limit = CHUNK_NUMBERS.get(device.type, 1 << 20) // (3 * self.crop.size**2)
+        limit = CHUNK_NUMBERS.get(device.type, 1 << 20) // (3 * math.prod(self.crop.sides))
         steps = max(1, (self.chunk_images or min(limit, CHUNK_IMAGES)) // local)
         for start in range(self.start_step, self.n_steps, steps):
             chosen = np.arange(start, min(start + steps, self.n_steps), dtype=np.int64)
@@ -99,7 +100,7 @@ class ResidentFeed:
         cropped = resample(
             images.images.index_select(0, places),
             torch.from_numpy(boxes).to(places.device, non_blocking=True),
-            self.crop.size,
+            self.crop.sides,
             interpolation=self.crop.interpolation,
             reflect=self.crop.mode == "pad",
         )

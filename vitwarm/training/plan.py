@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,7 +54,8 @@ class TrainPlan(Plan):
     val: ShardIndex
     subset: Subset
     n_classes: int
-    img_size: int
+    img_size: tuple[int, int]
+    """Height and width."""
 
     @property
     def n_images(self) -> int:
@@ -89,7 +90,7 @@ class TrainPlan(Plan):
             [
                 f"images    {self.n_images:,} of {self.train.n_images:,} ({share}), "
                 f"{self.n_classes} classes; {self.val.n_images:,} for validation",
-                f"model     {train.model} at {self.img_size} px, arm {self.arm!r}",
+                f"model     {train.model} at {say_sides(self.img_size)} px, arm {self.arm!r}",
                 f"budget    {self.n_steps:,} steps = {self.epochs:.4g} epochs = "
                 f"{self.n_steps * self.cut.batch_size:,} images",
                 super().__str__(),
@@ -184,17 +185,18 @@ def model_kwargs(config: TrainRun, n_classes: int) -> dict[str, Any]:
     brought = arguments_of(init) if init is not None else {}
     kwargs: dict[str, Any] = {**brought, **train.model_kwargs, "num_classes": n_classes}
     if train.img_size is not None:
-        kwargs["img_size"] = train.img_size
+        given = train.img_size
+        kwargs["img_size"] = tuple(given) if isinstance(given, list) else given
     if train.drop_path:
         kwargs["drop_path_rate"] = train.drop_path
     return kwargs
 
 
-def find_img_size(config: TrainRun, n_classes: int) -> int:
-    """Returns the size of a training's images: as asked, or the model's own.
+def find_img_size(config: TrainRun, n_classes: int) -> tuple[int, int]:
+    """Returns height and width of a training's images: as asked, or the model's own.
 
-    Raises: ConfigError: none, or one that whole patches do not fill.  ModelError: no such model,
-        or one that cannot do `train.grad_checkpointing`.
+    Raises: ConfigError: none, or a side that whole patches do not fill.  ModelError: no such
+        model, or one that cannot do `train.grad_checkpointing`.
     """
     asked = config.train.img_size
     vit: Any = build_shapes(config.train.model, **model_kwargs(config, n_classes))
@@ -203,24 +205,34 @@ def find_img_size(config: TrainRun, n_classes: int) -> int:
     stem = getattr(vit, "patch_embed", None)
     size = asked or getattr(stem, "img_size", None)
     size = size or getattr(vit, "pretrained_cfg", {}).get("input_size", (3, None, None))[1:]
-    sides = set(size) if isinstance(size, tuple | list) else {size}
-    if len(sides) != 1 or None in sides:
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    if None in (height, width):
         raise ConfigError(
             f"train.img_size is not given and {config.train.model!r} has none of its own "
             f"({size}). Give train.img_size=224."
         )
-    side = int(sides.pop())
     patch = getattr(stem, "patch_size", None) or 1
     patches = patch if isinstance(patch, tuple | list) else (patch, patch)
-    step = math.lcm(*map(int, patches))
-    if side % step and not getattr(stem, "dynamic_img_pad", False):
+    if not getattr(stem, "dynamic_img_pad", False):
+        for side, step in zip((height, width), patches, strict=True):
+            _check_filled(int(side), int(step), patches)
+    return int(height), int(width)
+
+
+def _check_filled(side: int, step: int, patches: Sequence[int]) -> None:
+    if side % step:
         below = side // step * step
         use = f"{below} or {below + step}" if below else f"{step}"
         raise ConfigError(
             f"train.img_size is {side}, which patches of {' x '.join(map(str, patches))} pixels do "
             f"not fill; a strip at the edge would be lost. Use train.img_size={use}."
         )
-    return side
+
+
+def say_sides(sides: tuple[int, int]) -> str:
+    """Returns sides in words: `224`, or `192 x 256`, the height first."""
+    height, width = sides
+    return f"{height}" if height == width else f"{height} x {width}"
 
 
 def _open(config: TrainRun, split: Literal["train", "val"]) -> ShardIndex:

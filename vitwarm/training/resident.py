@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitwarm.shards.load.crops import EvalCrop
+
 Kernel = Callable[[Tensor], Tensor]
 
 
@@ -48,7 +50,12 @@ class ResidentImages:
 
 
 def resample(
-    images: Tensor, boxes: Tensor, size: int, *, interpolation: str, reflect: bool = False
+    images: Tensor,
+    boxes: Tensor,
+    sides: tuple[int, int],
+    *,
+    interpolation: str,
+    reflect: bool = False,
 ) -> Tensor:
     """Cuts a box out of each image and resizes it, with antialiasing, as Pillow does.
 
@@ -57,33 +64,34 @@ def resample(
     Args:
         images: uint8 [b, 3, h, w].
         boxes: float [b, 5]: top, left, height, width, and 1 for a horizontal flip.
-        size: pixels of the result's sides.
+        sides: height and width of the result.
         interpolation: bicubic or bilinear.
         reflect: boxes may reach over the edges, by less than the image, and see it reflected.
-    Returns: uint8 [b, 3, size, size].
+    Returns: uint8 [b, 3, *sides].
     """
     kernel = KERNELS[interpolation]
     top, left, height, width, flip = boxes.float().unbind(1)
-    down_BSh = _weights(top, height, None, images.shape[2], size, kernel, reflect)
-    across_BSw = _weights(left, width, flip > 0, images.shape[3], size, kernel, reflect)
+    down_BSh = _weights(top, height, None, images.shape[2], sides[0], kernel, reflect)
+    across_BSw = _weights(left, width, flip > 0, images.shape[3], sides[1], kernel, reflect)
     return _apply(images, down_BSh, across_BSw)
 
 
-def resize_and_crop(images: Tensor, *, resize: int, size: int, interpolation: str) -> Tensor:
-    """Resizes the shorter side to `resize` pixels and cuts out the centre: the evaluation's crop.
+def resize_and_crop(images: Tensor, crop: EvalCrop) -> Tensor:
+    """Resizes images and cuts out their centres, as the loader does: the evaluation's crop.
 
     Args:
         images: uint8 [b, 3, h, w].
-    Returns: uint8 [b, 3, size, size].
+    Returns: uint8 [b, 3, *crop.sides].
     """
-    shorter = min(images.shape[2:])
+    height, width = images.shape[2:]
+    scaled = crop.scaled(height, width)
+    start = torch.zeros(1, device=images.device)
     matrices = []
-    for side in images.shape[2:]:
-        new_side = resize if side == shorter else int(resize * side / shorter)
-        start = torch.zeros(1, device=images.device)
-        whole = _weights(start, start + side, None, side, new_side, KERNELS[interpolation])
-        first = round((new_side - size) / 2)
-        matrices.append(whole[:, first : first + size])
+    for side, new, first, kept in zip(
+        (height, width), scaled, crop.corner(*scaled), crop.sides, strict=True
+    ):
+        whole = _weights(start, start + side, None, side, new, KERNELS[crop.interpolation])
+        matrices.append(whole[:, first : first + kept])
     return _apply(images, *matrices)
 
 

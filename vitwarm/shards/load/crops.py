@@ -19,23 +19,37 @@ SCALE_MARGIN = 1.5
 ATTEMPTS = 10
 
 
+#: Pixels of an image: of both sides, or height and width.
+Size = int | tuple[int, int]
+
+
+def sides_of(size: Size) -> tuple[int, int]:
+    """Returns height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
 @dataclass(frozen=True)
 class TrainCrop:
-    """A random crop, resized to a square, and a random flip.
+    """A random crop, resized, and a random flip.
 
-    `rrc`: torchvision's RandomResizedCrop (Szegedy 2014). `pad`: a square of the image's own size
-    out of the image reflected at its edges by an eighth; boxes then may begin below zero.
+    `rrc`: torchvision's RandomResizedCrop (Szegedy 2014). `pad`: a box of the image's own size out
+    of the image reflected at its edges by an eighth; boxes then may begin below zero.
 
     Crops much larger than `size` lie on the grid of the reduced decoding (see `reduction`), at most
     seven pixels from where torchvision has them.
     """
 
-    size: int
+    size: Size
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (0.75, 4 / 3)
     hflip: float = 0.5
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mode: Literal["rrc", "pad"] = "rrc"
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of what comes out."""
+        return sides_of(self.size)
 
     def box(
         self, seed: int, epoch: int, row: int, height: int, width: int
@@ -92,7 +106,8 @@ class TrainCrop:
         """
         if self.mode == "pad":
             return np.ones(len(boxes), np.int64)
-        room = boxes[:, 2:4].min(axis=1) // math.ceil(SCALE_MARGIN * self.size)
+        least = [math.ceil(SCALE_MARGIN * side) for side in self.sides]
+        room = (boxes[:, 2:4] // least).min(axis=1)
         return np.select([room >= 8, room >= 4, room >= 2], [8, 4, 2], 1)
 
     def _fallback(self, out: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> None:
@@ -106,16 +121,33 @@ class TrainCrop:
 
 @dataclass(frozen=True)
 class EvalCrop:
-    """The shorter side to size / crop_pct pixels, then the centre."""
+    """The image scaled until it covers sides of size / crop_pct pixels, then the centre of it.
 
-    size: int
+    For a square torchvision's Resize and CenterCrop, otherwise timm's ResizeKeepRatio before it.
+    """
+
+    size: Size
     crop_pct: float = 0.875
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
     @property
-    def resize(self) -> int:
-        """Pixels of the shorter side before the centre is cut out."""
-        return math.floor(self.size / self.crop_pct)
+    def sides(self) -> tuple[int, int]:
+        """Height and width of what comes out."""
+        return sides_of(self.size)
+
+    def scaled(self, height: int, width: int) -> tuple[int, int]:
+        """Returns height and width that an image is resized to before the centre is cut out."""
+        down, across = (math.floor(side / self.crop_pct) for side in self.sides)
+        if down == across:
+            shorter = min(height, width)
+            return int(down * height / shorter), int(down * width / shorter)
+        ratio = min(height / down, width / across)
+        return round(height / ratio), round(width / ratio)
+
+    def corner(self, height: int, width: int) -> tuple[int, int]:
+        """Returns top and left of the centre of an image of this size."""
+        down, across = self.sides
+        return round((height - down) / 2), round((width - across) / 2)
 
 
 #: Of the draws that one crop can need: a flip, two of `pad`, four per attempt of `rrc`.

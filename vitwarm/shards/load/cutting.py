@@ -1,4 +1,4 @@
-"""From decoded pixels to the square that a model sees."""
+"""From decoded pixels to those that a model sees."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitwarm.shards.load.crops import EvalCrop
 
 
 def cut_out(
-    pixels: np.ndarray, box: Sequence[float], size: int, *, interpolation: str
+    pixels: np.ndarray, box: Sequence[float], sides: tuple[int, int], *, interpolation: str
 ) -> np.ndarray:
     """Cuts (top, left, height, width, flip) out of an image and resizes it with antialiasing.
 
@@ -20,25 +20,23 @@ def cut_out(
 
     Args:
         pixels: uint8 [H, W, 3].
-    Returns: uint8 [size, size, 3].
+        sides: height and width of the result.
+    Returns: uint8 [height, width, 3].
     """
     top, left, height, width = (int(v) for v in box[:4])
     over = max(-top, -left, top + height - pixels.shape[0], left + width - pixels.shape[1], 0)
     if over:
         pixels = np.pad(pixels, ((over, over), (over, over), (0, 0)), mode="reflect")
         top, left = top + over, left + over
-    out = resize(pixels[top : top + height, left : left + width], size, size, interpolation)
+    out = resize(pixels[top : top + height, left : left + width], *sides, interpolation)
     return out[:, ::-1] if box[4] else out
 
 
 def centre(pixels: np.ndarray, crop: EvalCrop) -> np.ndarray:
-    """Resizes the shorter side and cuts out the centre, as torchvision does; uint8 [S, S, 3]."""
-    height, width = pixels.shape[:2]
-    short, target = min(height, width), crop.resize
-    new_h, new_w = int(target * height / short), int(target * width / short)
-    out = resize(pixels, new_h, new_w, crop.interpolation)
-    top, left = round((new_h - crop.size) / 2), round((new_w - crop.size) / 2)
-    return out[top : top + crop.size, left : left + crop.size]
+    """Resizes an image and cuts out its centre; uint8 [height, width, 3], the crop's sides."""
+    out = resize(pixels, *crop.scaled(*pixels.shape[:2]), crop.interpolation)
+    (top, left), (height, width) = crop.corner(*out.shape[:2]), crop.sides
+    return out[top : top + height, left : left + width]
 
 
 def resize(pixels: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:

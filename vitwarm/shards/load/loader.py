@@ -5,6 +5,7 @@ The order lives in the main process; a worker gets positions, epochs and rows an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -74,9 +75,9 @@ def index_loader(
 def _make_loader(
     batches: Batches, items: Iterable[Item], micro: int, work: Work
 ) -> DataLoader[Any]:
-    batch_bytes = 3 * micro * batches.crop.size**2
+    batch_bytes = 3 * micro * math.prod(batches.crop.sides)
     if work.workers and work.start_method == "fork":
         n_slabs = work.workers * prefetch(work.workers, batch_bytes) + _IN_USE
-        batches.slabs = Slabs(n_slabs, micro, batches.crop.size)
+        batches.slabs = Slabs(n_slabs, micro, batches.crop.sides)
         items = Lending(items, batches.slabs)
     return make_data_loader(batches, items=items, work=work, batch_bytes=batch_bytes)

@@ -65,7 +65,7 @@ class Batches(Dataset[Shipped | Failure]):
         n = len(item.rows)
         images: Tensor | Lent
         if self.slabs is None or item.slab is None:
-            images = empty_images(n, self.crop.size)
+            images = empty_images(n, self.crop.sides)
             out = images.numpy()
         else:
             images, out = self.slabs.ship(item.slab, n), self.slabs.pixels(item.slab, n)
@@ -107,7 +107,7 @@ class Batches(Dataset[Shipped | Failure]):
                 decoded.append(pixels)
             for k, pixels in zip(group, decoded, strict=True):
                 box = boxes[k].tolist()
-                cut = cut_out(pixels, box, crop.size, interpolation=crop.interpolation)
+                cut = cut_out(pixels, box, crop.sides, interpolation=crop.interpolation)
                 out[k] = cut.transpose(2, 0, 1)
 
     def _eval(

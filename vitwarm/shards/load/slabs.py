@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import mmap
 import weakref
 from collections.abc import Iterable, Iterator
@@ -22,15 +23,15 @@ class Slabs:
     back when the last tensor on it is gone. For whoever keeps many batches there is other memory.
     """
 
-    def __init__(self, n: int, n_images: int, size: int) -> None:
-        """Takes `n` slabs of `n_images` squares; a page is there once it is written to.
+    def __init__(self, n: int, n_images: int, sides: tuple[int, int]) -> None:
+        """Takes `n` slabs of `n_images` images; a page is there once it is written to.
 
         The memory has no name: processes that are forked from here share it, others do not.
         """
         self._number = next(_NUMBERS)
         _ALL[self._number] = self
-        memory = mmap.mmap(-1, n * n_images * 3 * size * size)
-        self._pixels = np.frombuffer(memory, np.uint8).reshape(n, n_images, 3, size, size)
+        memory = mmap.mmap(-1, n * n_images * 3 * math.prod(sides))
+        self._pixels = np.frombuffer(memory, np.uint8).reshape(n, n_images, 3, *sides)
         self._free = list(range(n))
         self._lent: set[int] = set()
 
@@ -48,7 +49,7 @@ class Slabs:
         self._lent.clear()
 
     def pixels(self, slab: int, n: int) -> np.ndarray:
-        """Returns the first images of a slab, uint8 [n, 3, size, size]."""
+        """Returns the first images of a slab, uint8 [n, 3, h, w]."""
         return self._pixels[slab, :n]
 
     def ship(self, slab: int, n: int) -> Lent:
@@ -72,7 +73,7 @@ class Lent:  # no NamedTuple: torch below 2.12 pins those field by field, past `
     n: int
 
     def receive(self) -> Tensor:
-        """Returns uint8 [n, 3, size, size]; once, and in the main process."""
+        """Returns uint8 [n, 3, h, w]; once, and in the main process."""
         return _ALL[self.slabs].receive(self)
 
     def pin_memory(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import multiprocessing
 import os
 import signal
@@ -144,15 +145,15 @@ def _any_number() -> warnings.catch_warnings[None]:
     return warnings.catch_warnings(action="ignore", category=UserWarning)
 
 
-def empty_images(n: int, size: int) -> Tensor:
-    """Returns uint8 [n, 3, size, size] for pixels, in a worker right in shared memory.
+def empty_images(n: int, sides: tuple[int, int]) -> Tensor:
+    """Returns uint8 [n, 3, height, width] for pixels, in a worker right in shared memory.
 
     A tensor made elsewhere would be copied there when it is shipped.
     """
     if get_worker_info() is None:
-        return torch.empty((n, 3, size, size), dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(n * 3 * size * size)
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(n, 3, size, size)
+        return torch.empty((n, 3, *sides), dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(n * 3 * math.prod(sides))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(n, 3, *sides)
 
 
 def prefetch(workers: int, batch_bytes: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -128,7 +129,7 @@ class _Stream(IterableDataset[Any]):
             )
 
     def _batches(self, samples: Iterator[Raw]) -> Iterator[Any]:
-        images = empty_images(self.batch_size, self.crop.size)
+        images = empty_images(self.batch_size, self.crop.sides)
         numbers = np.zeros((4, self.batch_size), np.int64)
         n = bad = on_end = 0
         for sample in samples:
@@ -150,7 +151,7 @@ class _Stream(IterableDataset[Any]):
             n += 1
             if n == self.batch_size:
                 yield Shipped._make((images, *numbers.copy(), bad))
-                images = empty_images(self.batch_size, self.crop.size)
+                images = empty_images(self.batch_size, self.crop.sides)
                 n = bad = 0
         if n:
             yield Shipped._make((images[:n], *numbers[:, :n].copy(), bad))
@@ -167,7 +168,7 @@ class _Stream(IterableDataset[Any]):
         pixels = decode(image, reduction=reduction)
         if reduction > 1 and pixels.shape[0] < image.height:
             box = (*(side // reduction for side in box[:4]), box[4])  # type: ignore[assignment]
-        return cut_out(pixels, box, self.crop.size, interpolation=self.crop.interpolation)
+        return cut_out(pixels, box, self.crop.sides, interpolation=self.crop.interpolation)
 
 
 def stream_loader(
@@ -203,7 +204,7 @@ def stream_val_loader(
 
 
 def _make_loader(stream: _Stream, work: Work) -> DataLoader[Any]:
-    batch_bytes = 3 * stream.batch_size * stream.crop.size**2
+    batch_bytes = 3 * stream.batch_size * math.prod(stream.crop.sides)
     # Workers end with an iteration: each starts at another image.
     return make_data_loader(
         stream, items=None, work=work, batch_bytes=batch_bytes, persistent=False
