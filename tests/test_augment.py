@@ -15,7 +15,15 @@ from timm.data.mixup import mixup_target
 from torch import Tensor
 from torchvision.transforms import functional as tv
 
-from vitwarm.augment import Augmentation, Augmented, Mixing, Targets, normalise, parse_policy
+from vitwarm.augment import (
+    Augmentation,
+    Augmented,
+    Mixing,
+    Targets,
+    normalise,
+    parse_policy,
+    to_grey,
+)
 from vitwarm.augment.draws import Draws, symmetric_beta
 from vitwarm.augment.mixing import plan_erasing
 from vitwarm.augment.pixels import OPERATIONS, Surroundings
@@ -415,3 +423,9 @@ def test_a_gpu_gives_a_cpus_batches() -> None:
         off = (here.images - there.images.cpu()).abs()
         assert float(off.mean()) < 2e-3
         torch.testing.assert_close(here.targets.shares, there.targets.shares.cpu())
+
+
+def test_grey_is_pillows_to_the_bit(rng: np.random.Generator) -> None:
+    colours = rng.integers(0, 256, (300, 400, 3), np.uint8)
+    grey = to_grey(torch.from_numpy(colours).permute(2, 0, 1)[None])
+    assert np.array_equal(grey[0, 0].numpy(), np.asarray(Image.fromarray(colours).convert("L")))

@@ -81,7 +81,9 @@ def config_of(shards: Path, root: Path, *words: str) -> TrainRun:
 def evaluate_alone(export: Path, shards: Path) -> dict[str, float]:
     """Counts right images without anything of this package."""
     vit = timm.create_model(f"local-dir:{export}", pretrained=True).eval()
-    transform = create_transform(**resolve_model_data_config(vit), is_training=False)
+    data = resolve_model_data_config(vit)
+    transform = create_transform(**data, is_training=False)
+    mode = "RGB" if data["input_size"][0] == 3 else "L"
     images, labels = [], []
     for tar in sorted(shards.glob("n-validation-*.tar")):
         with tarfile.open(tar) as file:
@@ -90,7 +92,7 @@ def evaluate_alone(export: Path, shards: Path) -> dict[str, float]:
                 if member.name.endswith(".cls"):
                     labels.append(int(content))
                 else:
-                    images.append(transform(Image.open(io.BytesIO(content)).convert("RGB")))
+                    images.append(transform(Image.open(io.BytesIO(content)).convert(mode)))
     target = torch.tensor(labels)
     with torch.no_grad():
         logits = vit(torch.stack(images))
@@ -212,6 +214,26 @@ def test_images_that_are_not_square(
     check_true(wider, run_training(wider), shards)
     with pytest.raises(ConfigError, match=r"train.img_size is 22, .* Use train.img_size=20 or 24"):
         run_training(config_of(shards, tmp_path, "train.img_size=[16,22]"))
+
+
+@pytest.mark.parametrize("resident", ["on", "off"])
+def test_grey_images(
+    shards: Path, tmp_path: Path, resident: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One channel is Pillow's mode L of the augmented picture, as timm loads it."""
+    words = [
+        f"train.model_kwargs={{{SHAPE}, in_chans: 1}}", "train.aa=rand-m9-mstd0.5-inc1",
+        "train.reprob=0.25", "train.mixup=0.8", f"data.resident={resident}",
+    ]  # fmt: skip
+    assert main(["train", *words_of(shards, tmp_path, *words), "--dry-run"]) == 0
+    assert " at 16 px, grey, " in capsys.readouterr().out
+    config = config_of(shards, tmp_path, *words)
+    check_true(config, run_training(config), shards)
+    facts = json.loads((training_folder(config) / "export" / "config.json").read_text())
+    assert facts["pretrained_cfg"]["input_size"] == [1, 16, 16]
+    assert facts["pretrained_cfg"]["mean"] == pytest.approx([0.5])
+    with pytest.raises(ConfigError, match=r"in_chans is 4; .* Use 3, or 1 for grey"):
+        run_training(config_of(shards, tmp_path, "train.model_kwargs.in_chans=4"))
 
 
 def test_a_probed_export_keeps_the_trunk_that_it_probes(

@@ -20,14 +20,14 @@ from vitwarm.augment.pixels import OPERATIONS, Surroundings
 from vitwarm.augment.policy import ColorJitter, Plan, Policy, ThreeAugment, parse_policy
 from vitwarm.seeding import numpy_rng
 
-__all__ = ["Augmentation", "Augmented", "Mixing", "Targets", "normalise", "parse_policy"]
+__all__ = ["Augmentation", "Augmented", "Mixing", "Targets", "normalise", "parse_policy", "to_grey"]
 
 
 class Augmented(NamedTuple):
     """A batch as the model sees it."""
 
     images: Tensor
-    """float32 [b, 3, H, W], normalised."""
+    """float32 [b, 3 or 1, H, W], normalised."""
     targets: Targets
 
 
@@ -53,7 +53,7 @@ class Augmentation:
 
         Args:
             seed: the run's seed.
-            mean, std: per channel, in [0, 1].
+            mean, std: per channel, in [0, 1]; one each makes the images grey.
             aa: `rand-m9-mstd0.5-inc1`, `3a`, or None.
             color_jitter: strength in [0, 1]; with RandAugment not used, as in timm.
             reprob: probability of random erasing.
@@ -130,7 +130,7 @@ class Augmentation:
     def _operate(self, images: Tensor, plan: Plan, there: Mapping[str, Tensor]) -> Tensor:
         if not plan:
             return images
-        fill = self._constant("fill", images.device, [round(255 * m) for m in self.mean])
+        fill = self._constant("fill", images.device, [round(255 * m) for m in (self.mean * 3)[:3]])
         around = Surroundings(fill, self.interpolation)
         x = images.clone()
         for layer, operations in enumerate(plan):
@@ -172,18 +172,26 @@ class Augmentation:
 
 
 def normalise(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Returns images * scale + shift, float32.
+    """Returns images * scale + shift, float32; grey ones where there is one scale for all colours.
 
     Args:
         images: uint8 [b, 3, H, W].
-        scale, shift: float32 [3]; 1 / (255 std) and -mean / std.
+        scale, shift: float32 [c], c = 3 or 1; 1 / (255 std) and -mean / std.
+    Returns: float32 [b, c, H, W].
     """
-    out = torch.empty(images.shape, device=images.device)
+    out = torch.empty((len(images), len(scale), *images.shape[2:]), device=images.device)
     for some in pieces(len(images), images):
         part = out[some]
-        part.copy_(images[some])
+        part.copy_(images[some] if len(scale) > 1 else to_grey(images[some]))
         part.mul_(scale[:, None, None]).add_(shift[:, None, None])
     return out
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """Returns the luma of uint8 [b, 3, H, W] as [b, 1, H, W]: Pillow's mode L, to the bit."""
+    red, green, blue = images.int().split(1, dim=1)
+    luma: Tensor = 19595 * red + 38470 * green + 7471 * blue + 0x8000
+    return (luma >> 16).byte()
 
 
 def _put(x: Tensor, index: Tensor, values: Tensor) -> None:

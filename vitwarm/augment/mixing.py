@@ -169,7 +169,7 @@ def erase(x: Tensor, index: Tensor, boxes: Tensor, starts: Tensor, bank: Tensor)
     """Fills boxes of some images with noise, in place.
 
     Args:
-        x: float [b, 3, H, W], normalised.
+        x: float [b, c, H, W], normalised.
         index, boxes: as in Erasure.
         starts: int64 [n], below len(bank) - 3 H W.
         bank: standard normal numbers, float32, long enough that images hardly ever share noise.

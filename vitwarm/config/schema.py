@@ -64,7 +64,6 @@ OF_A_TRAINING = {
     "num_classes": "use train.num_classes, or leave it to the shards",
     "img_size": "use train.img_size",
     "drop_path_rate": "use train.drop_path",
-    "in_chans": "the images of the shards have three channels",
 }
 
 

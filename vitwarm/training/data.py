@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from vitwarm.augment import Augmentation, Mixing
-from vitwarm.config import TrainConfig
 from vitwarm.errors import ShardError
 from vitwarm.loop import WaitMeter
 from vitwarm.shards import (
@@ -40,8 +39,9 @@ RESIDENT_BYTES = 2 << 30
 KEEP_BYTES = 1 << 29
 
 
-def make_augmentation(train: TrainConfig, *, seed: int) -> Augmentation:
-    """Returns the per-batch augmentation of a config."""
+def make_augmentation(plan: TrainPlan) -> Augmentation:
+    """Returns the per-batch augmentation of a plan."""
+    train = plan.config.train
     mixing = None
     if train.mixup > 0 or train.cutmix > 0:
         mixing = Mixing(
@@ -51,9 +51,9 @@ def make_augmentation(train: TrainConfig, *, seed: int) -> Augmentation:
             switch_prob=train.mixup_switch_prob,
         )
     return Augmentation(
-        seed=seed,
-        mean=train.mean,
-        std=train.std,
+        seed=plan.config.seed,
+        mean=plan.mean,
+        std=plan.std,
         aa=train.aa,
         color_jitter=train.color_jitter,
         reprob=train.reprob,
@@ -106,8 +106,8 @@ class Pictures:
 
     def feed(self, *, start_step: int) -> tuple[LoaderFeed | ResidentFeed, WaitMeter]:
         """Returns what the model is fed from a step on, and a meter of the waiting for it."""
-        plan, train = self.plan, self.plan.config.train
-        augment = make_augmentation(train, seed=plan.config.seed)
+        plan = self.plan
+        augment = make_augmentation(plan)
         crop = make_train_crop(plan)
         if self._train is not None:
             feed = ResidentFeed(
@@ -172,8 +172,8 @@ class Pictures:
             batches,
             n_images=plan.val.n_images,
             n_common=0 if plan.val.streaming and world.size > 1 else n_common,
-            mean=train.mean,
-            std=train.std,
+            mean=plan.mean,
+            std=plan.std,
         )
 
 

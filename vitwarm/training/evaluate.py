@@ -41,7 +41,7 @@ class Validation:
                 them over all processes.
             n_images: of the whole set.
             n_common: batches that every process has at least.
-            mean, std: per channel, in [0, 1].
+            mean, std: per channel, in [0, 1]; one each makes the images grey.
         """
         self.batches = batches
         self.n_images = n_images

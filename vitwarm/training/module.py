@@ -26,7 +26,7 @@ class TrainBatch(NamedTuple):
     """A micro-batch on the device, ready for the model."""
 
     images: Tensor
-    """float32 [b, 3, H, W], normalised and augmented."""
+    """float32 [b, c, H, W], normalised and augmented."""
     targets: Targets
     n_unreadable: int
     """Images among them that did not decode and were replaced."""

@@ -23,12 +23,12 @@ def write_exports(plan: TrainPlan, module: ImageModule, run: RunFolder) -> None:
     """
     train = plan.config.train
     facts: dict[str, Any] = {
-        "mean": train.mean,
-        "std": train.std,
+        "mean": plan.mean,
+        "std": plan.std,
         "crop_pct": train.crop_pct,
         "interpolation": train.interpolation,
         "crop_mode": "center",
-        "input_size": (3, *plan.img_size),
+        "input_size": (plan.in_chans, *plan.img_size),
         "description": f"{train.model} trained with vitwarm from {plan.arm!r}.",
         "arm": plan.arm,
         "seed": plan.config.seed,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +29,7 @@ from vitwarm.shards import (
     open_shards,
 )
 from vitwarm.shards.stream.index import StreamIndex
+from vitwarm.training.shape import find_img_size, find_in_chans, per_channel, say_sides
 from vitwarm.trunk import (
     Trunk,
     build_shapes,
@@ -56,11 +56,23 @@ class TrainPlan(Plan):
     n_classes: int
     img_size: tuple[int, int]
     """Height and width."""
+    in_chans: int
+    """3, or 1: grey images."""
 
     @property
     def n_images(self) -> int:
         """Training images of the fraction."""
         return len(self.subset.rows)
+
+    @property
+    def mean(self) -> list[float]:
+        """What is taken off the images, per channel in [0, 1]; grey: the mean over the colours."""
+        return per_channel(self.config.train.mean, self.in_chans)
+
+    @property
+    def std(self) -> list[float]:
+        """What the images are divided by then."""
+        return per_channel(self.config.train.std, self.in_chans)
 
     @property
     def epochs(self) -> float:
@@ -90,7 +102,8 @@ class TrainPlan(Plan):
             [
                 f"images    {self.n_images:,} of {self.train.n_images:,} ({share}), "
                 f"{self.n_classes} classes; {self.val.n_images:,} for validation",
-                f"model     {train.model} at {say_sides(self.img_size)} px, arm {self.arm!r}",
+                f"model     {train.model} at {say_sides(self.img_size)} px"
+                f"{', grey' if self.in_chans == 1 else ''}, arm {self.arm!r}",
                 f"budget    {self.n_steps:,} steps = {self.epochs:.4g} epochs = "
                 f"{self.n_steps * self.cut.batch_size:,} images",
                 super().__str__(),
@@ -141,7 +154,7 @@ def plan_training(config: TrainRun) -> TrainPlan:
         val=val,
         subset=subset,
         n_classes=n_classes,
-        img_size=find_img_size(config, n_classes),
+        **_shape_of(config, n_classes),
         schedule=Schedule(
             n_steps=n_steps,
             ramp_steps=round(n_steps * train.warmup_epochs / train.epochs),
@@ -154,6 +167,16 @@ def plan_training(config: TrainRun) -> TrainPlan:
         device=device,
         numbers=choose_numbers(train.precision, device),
     )
+
+
+def _shape_of(config: TrainRun, n_classes: int) -> dict[str, Any]:
+    """The fields of a plan that the model decides, which is built without weights."""
+    train, kwargs = config.train, model_kwargs(config, n_classes)
+    in_chans = find_in_chans(kwargs)
+    vit = build_shapes(train.model, **kwargs)
+    if train.grad_checkpointing:  # refused here, before anything is written
+        checkpoint_gradients(vit, train.model, section="train")
+    return {"img_size": find_img_size(vit, train.model, train.img_size), "in_chans": in_chans}
 
 
 def make_model(plan: TrainPlan) -> tuple[nn.Module, Audit]:
@@ -190,49 +213,6 @@ def model_kwargs(config: TrainRun, n_classes: int) -> dict[str, Any]:
     if train.drop_path:
         kwargs["drop_path_rate"] = train.drop_path
     return kwargs
-
-
-def find_img_size(config: TrainRun, n_classes: int) -> tuple[int, int]:
-    """Returns height and width of a training's images: as asked, or the model's own.
-
-    Raises: ConfigError: none, or a side that whole patches do not fill.  ModelError: no such
-        model, or one that cannot do `train.grad_checkpointing`.
-    """
-    asked = config.train.img_size
-    vit: Any = build_shapes(config.train.model, **model_kwargs(config, n_classes))
-    if config.train.grad_checkpointing:  # here, before anything is written
-        checkpoint_gradients(vit, config.train.model, section="train")
-    stem = getattr(vit, "patch_embed", None)
-    size = asked or getattr(stem, "img_size", None)
-    size = size or getattr(vit, "pretrained_cfg", {}).get("input_size", (3, None, None))[1:]
-    height, width = size if isinstance(size, tuple | list) else (size, size)
-    if None in (height, width):
-        raise ConfigError(
-            f"train.img_size is not given and {config.train.model!r} has none of its own "
-            f"({size}). Give train.img_size=224."
-        )
-    patch = getattr(stem, "patch_size", None) or 1
-    patches = patch if isinstance(patch, tuple | list) else (patch, patch)
-    if not getattr(stem, "dynamic_img_pad", False):
-        for side, step in zip((height, width), patches, strict=True):
-            _check_filled(int(side), int(step), patches)
-    return int(height), int(width)
-
-
-def _check_filled(side: int, step: int, patches: Sequence[int]) -> None:
-    if side % step:
-        below = side // step * step
-        use = f"{below} or {below + step}" if below else f"{step}"
-        raise ConfigError(
-            f"train.img_size is {side}, which patches of {' x '.join(map(str, patches))} pixels do "
-            f"not fill; a strip at the edge would be lost. Use train.img_size={use}."
-        )
-
-
-def say_sides(sides: tuple[int, int]) -> str:
-    """Returns sides in words: `224`, or `192 x 256`, the height first."""
-    height, width = sides
-    return f"{height}" if height == width else f"{height} x {width}"
 
 
 def _open(config: TrainRun, split: Literal["train", "val"]) -> ShardIndex:

@@ -69,7 +69,7 @@ def show_plan(config: TrainRun) -> str:
     vit, device, sides = vit.to(plan.device), plan.device, plan.img_size
     few = max(8, 2**20 // (3 * math.prod(sides))) if device.type == "cpu" else 256
     n_probe = min(few, plan.cut.micro_batch_size)
-    images = torch.randn(n_probe, 3, *sides, device=device)
+    images = torch.randn(n_probe, plan.in_chans, *sides, device=device)
     targets = Targets(torch.zeros(n_probe, dtype=torch.int64, device=device))
     seconds = time_step(plan, lambda: image_loss(vit(images), targets).loss, n_samples=n_probe)
     facts = f"hand-off  {audit.summary()}"
