@@ -22,6 +22,8 @@ A round of fewer sequences ends before the kernel has moved a new thread to a fr
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import os
 import random
@@ -288,6 +290,42 @@ def loop_eca(rule: Any, n_tokens: int, index: int) -> list[int]:
         ]
 
 
+def loop_nca(rule: Any, n_tokens: int, index: int) -> list[int]:
+    """One cell after the other: nine rows of the first layer's table, then the second layer."""
+    n, (rows, columns) = rule.n_states, rule.frame_of(n_tokens)
+    height, width = 2 * rows, 2 * columns
+    weight = functools.partial(random.randrange, -128, 128)
+    while True:
+        first = [[[weight() for _ in range(4)] for _ in range(n)] for _ in range(9)]
+        second = [[weight() for _ in range(4)] for _ in range(n)]
+        inertia = int(draw() * 98_304)
+        cells = [random.randrange(n) for _ in range(height * width)]
+        ids: list[int] = []
+        while True:
+            for y, x in itertools.product(range(0, height, 2), range(0, width, 2)):
+                token = 0
+                for place in (0, 1, width, width + 1):
+                    token = n * token + cells[y * width + x + place]
+                ids.append(token)
+            if len(ids) >= n_tokens:
+                break
+            new = []
+            for y, x in itertools.product(range(height), range(width)):
+                units = [0] * 4
+                for k in range(9):
+                    there = (y + k // 3 - 1) % height * width + (x + k % 3 - 1) % width
+                    units = [u + w for u, w in zip(units, first[k][cells[there]], strict=True)]
+                units = [max(u, 0) for u in units]
+                outs = [sum(u * w for u, w in zip(units, row, strict=True)) for row in second]
+                outs[cells[y * width + x]] += inertia
+                new.append(outs.index(max(outs)))
+            cells = new
+        runs = {tuple(ids[t : t + 3]) for t in range(n_tokens - 2)}
+        low, high = rule.complexity
+        if low * n_tokens <= len(runs) <= high * n_tokens:
+            return ids
+
+
 def loop_random(rule: Any, n_tokens: int, index: int) -> list[int]:
     """Draws."""
     return [int(draw() * rule.n_symbols) for _ in range(n_tokens)]
@@ -313,6 +351,7 @@ LOOPS: dict[str, Callable[[Any, int, int], list[int]]] = {
     **dict.fromkeys(("identity", "reverse", "sort", "set", "union", "delete"), loop_algorithm),
     "stack": loop_stack,
     "eca": loop_eca,
+    "nca": loop_nca,
     "random": loop_random,
     "shuffled": loop_shuffled,
     "mixture": loop_blend,

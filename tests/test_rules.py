@@ -58,6 +58,13 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             lambda params: {**params, "hidden": "last_rows"}
         ),
     ),
+    "nca": _params(
+        n_states=st.integers(2, 8),
+        frame=st.none() | st.just([2, 3]),
+        complexity=st.sampled_from([[0.1, 0.6], [0.5, 1.0]]),
+        burn_in=st.integers(0, 3),
+        hidden=st.sampled_from(["random", "last_frame"]),
+    ),
     "random": _params(n_symbols=st.integers(2, 30_000)),
 }
 PLAIN = list(PARAMS)
@@ -145,7 +152,7 @@ def test_hidden_tokens_may_be_hidden_and_can_be_solved(name: str, data: st.DataO
     np.testing.assert_array_equal(again.target_ids, batch.target_ids[cut:])
     if rule.determined:
         np.testing.assert_array_equal(rule.solve(visible), ids)
-    elif rule.name in ("copy", "eca"):
+    elif rule.name in ("copy", "eca", "nca"):
         solved = rule.solve(visible)
         known = solved != rule.n_ids
         np.testing.assert_array_equal(solved[known], ids[known])
@@ -154,7 +161,7 @@ def test_hidden_tokens_may_be_hidden_and_can_be_solved(name: str, data: st.DataO
             rule.solve(visible)
 
 
-@pytest.mark.parametrize("name", [name for name in PLAIN if name != "random"])
+@pytest.mark.parametrize("name", [name for name in PLAIN if name not in ("nca", "random")])
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_wrong_token_where_only_one_is_right_is_refused(name: str, data: st.DataObject) -> None:

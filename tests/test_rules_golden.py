@@ -28,6 +28,8 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
     ("copy", {"pairs": "packed", "hidden": "second"}, 64),
     ("eca", {"rule": 30, "boundary": "zero", "burn_in": 3, "width": 40}, 49),
     ("eca", {"density": 0.3, "grid": [3, 7], "hidden": "last_rows"}, 25),
+    ("nca", {"n_states": 3, "frame": [3, 5], "hidden": "last_frame"}, 64),
+    ("nca", {"n_states": 8, "complexity": [0.7, 0.9], "burn_in": 2}, 196),
     ("mixture", {"of": ["dyck", "set", "eca"], "weights": [0.5, 0.3, 0.2]}, 37),
     ("mixture", {"of": ["dyck", "shuffled:copy"], "ids": "disjoint"}, 37),
     ("curriculum", {"of": ["sort", "reverse"], "n_sequences": 120, "ids": "disjoint"}, 37),

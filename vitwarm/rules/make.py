@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vitwarm.errors import RuleError, nearest
 from vitwarm.rules.algorithms import Delete, Identity, Reverse, Set, Sort, Stack, Union
-from vitwarm.rules.automata import CellularAutomaton
+from vitwarm.rules.automata import CellularAutomaton, NeuralAutomaton
 from vitwarm.rules.base import Rule
 from vitwarm.rules.blends import Blend, Curriculum, Mixture
 from vitwarm.rules.controls import RandomTokens, Shuffled
@@ -33,6 +33,7 @@ RULES: dict[str, type[Rule]] = {
     "delete": Delete,
     "stack": Stack,
     "eca": CellularAutomaton,
+    "nca": NeuralAutomaton,
     "random": RandomTokens,
     "shuffled": Shuffled,
     "mixture": Mixture,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from vitwarm.rules.algorithms.answers import Algorithm
-from vitwarm.rules.automata import CellularAutomaton
+from vitwarm.rules.automata import CellularAutomaton, NeuralAutomaton
 from vitwarm.rules.base import Bools, Ids, Rule
 from vitwarm.rules.controls import Shuffled
 from vitwarm.rules.dyck import BracketRule
@@ -71,6 +71,8 @@ def _layout(rule: Rule, words: list[str], columns: int) -> tuple[int, str]:
     if isinstance(rule, CellularAutomaton):
         n_columns = rule.plane(rule.fit_length(len(words)))[1]
         return n_columns, gap
+    if isinstance(rule, NeuralAutomaton):
+        return rule.frame_of(rule.fit_length(len(words)))[1], gap
     return max(1, columns // (max(map(len, words)) + len(gap))), gap
 
 
