@@ -255,6 +255,45 @@ def test_a_second_signal_leaves_the_last_words_their_time(seconds: str, words: b
     assert (out, err, step.returncode) == (words, b"answered\n", 143)
 
 
+ASKED_AGAIN = """
+    import os, signal, sys, time
+    from lightning.pytorch import Trainer
+    from vitwarm.cli import main
+    from vitwarm.loop.saving import StopRequest
+    step_end, fit = StopRequest.on_step_end, Trainer.fit
+
+    def in_a_step(self, trainer, module):
+        if module.steps_done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step_end(self, trainer, module)
+
+    def again_after_it(self, *what, **how):
+        try:
+            fit(self, *what, **how)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+
+    StopRequest.on_step_end, Trainer.fit = in_a_step, again_after_it
+    code = main(["warmup", *sys.argv[1:]])
+    print("code", code, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_to_end_again_says_what_it_saved(tmp_path: Path) -> None:
+    """Lightning puts the default handlers back in between: they would end the process there."""
+    shape = "{embed_dim: 32, depth: 1, num_heads: 2, img_size: 8, patch_size: 2}"
+    words = [
+        f"warmup.model_kwargs={shape}", "warmup.budget=1000steps", "warmup.batch_size=4",
+        "warmup.precision=fp32", "run.device=cpu", "run.threads=1", f"run.root={tmp_path}",
+    ]  # fmt: skip
+    run = run_code(ASKED_AGAIN, *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = run.communicate(timeout=120)
+    assert (out.decode().splitlines()[-1], run.returncode) == ("code 143", 0), err.decode()
+    assert "Stopped by SIGTERM after step 3 of 1,000; everything is saved in" in err.decode()
+
+
 FORKS = """
     import os, signal, sys, time
     from vitwarm.interrupts import Interrupts

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
 
 #: Signals so close behind the first are its echo: a terminal and a launcher both pass Ctrl-C on.
@@ -25,10 +25,19 @@ ECHO_SECONDS = 0.5
 LAST_WORDS_SECONDS = 10.0
 
 
+#: Signals that ask a process to end; Ctrl-C goes on to mean what it means to the user.
+_LEAVING = [getattr(signal, n) for n in ("SIGTERM", "SIGUSR1") if hasattr(signal, n)]
+#: Until when signals change nothing more; None: this process was not asked to end.
+_until: float | None = None
+
+
 def _forget_in_child() -> None:
     """A forked process must not write its own signals into its parent's pipe."""
     with contextlib.suppress(ValueError):  # forked by another thread than the main one
         signal.set_wakeup_fd(-1)
+        for signum in _LEAVING:
+            if signal.getsignal(signum) is _let_leave:
+                signal.signal(signum, signal.SIG_DFL)
 
 
 if hasattr(os, "register_at_fork"):
@@ -90,9 +99,11 @@ class Interrupts:
         if not self._ends:
             return
         for signum, handler in self._before.items():
-            leaves = self.first is not None and signum != signal.SIGINT
-            signal.signal(signum, _once_more() if leaves else handler)  # type: ignore[arg-type]
+            leaves = self.first is not None and signum in _LEAVING
+            signal.signal(signum, _let_leave if leaves else handler)  # type: ignore[arg-type]
         self._before.clear()
+        if self.first is not None:
+            _begin_to_leave()
         signal.set_wakeup_fd(self._fd_before)
         ours, theirs = self._ends
         self._ends = None
@@ -128,15 +139,43 @@ class Interrupts:
                 os._exit(128 + signum)
 
 
-def _once_more() -> Callable[[int, FrameType | None], None]:
-    """A handler for a process that is about to leave: the default one would cut its words off."""
-    until = time.monotonic() + LAST_WORDS_SECONDS
+@contextlib.contextmanager
+def last_words() -> Iterator[None]:
+    """Around all that may be asked to end: a further signal does not cut its last words off.
 
-    def handler(signum: int, frame: FrameType | None) -> None:
-        if time.monotonic() > until:
-            os._exit(128 + signum)
+    Lightning puts back, as a training ends, the handlers that it found when it began; the default
+    ones would end the process between its saved checkpoint and the sentence about it.
+    """
+    global _until
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _until = None
+    before = {signum: signal.getsignal(signum) for signum in _LEAVING}
+    for signum, handler in before.items():
+        if handler is signal.SIG_DFL:
+            signal.signal(signum, _let_leave)
+    try:
+        yield
+    finally:
+        if _until is None:
+            for signum, handler in before.items():
+                if signal.getsignal(signum) is _let_leave:
+                    signal.signal(signum, handler)
 
-    return handler
+
+def _begin_to_leave() -> None:
+    global _until
+    _until = time.monotonic() + LAST_WORDS_SECONDS
+
+
+def _let_leave(signum: int, frame: FrameType | None) -> None:
+    """The handler of a process that is about to leave, or was not asked to yet."""
+    if _until is None:
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+    elif time.monotonic() > _until:
+        os._exit(128 + signum)
 
 
 def follow_parent(leave: Callable[[], object] = lambda: os._exit(1)) -> None:

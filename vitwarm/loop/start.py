@@ -22,6 +22,7 @@ from vitwarm.config import RunConfig, to_plain
 from vitwarm.errors import VitwarmError
 from vitwarm.hardware import Numbers, choose_device
 from vitwarm.informing import informs
+from vitwarm.interrupts import last_words
 from vitwarm.loop.meters import WaitMeter
 from vitwarm.loop.module import SteppedModule
 from vitwarm.loop.plan import Plan
@@ -51,7 +52,10 @@ def run_once(plan: Plan, work: Callable[[RunFolder, Say], Record], *, fresh: boo
     config, writer = plan.config, plan.world.is_zero
     say = make_speaker(config.run, plan.world)
     root = config.run.root
-    with open_run(root, config.name, config, plan.digest, fresh=fresh, writer=writer) as run:
+    with (
+        last_words(),
+        open_run(root, config.name, config, plan.digest, fresh=fresh, writer=writer) as run,
+    ):
         record = run.record
         if record is not None and record.status == "finished":
             say(f"{run.path} is finished already; --fresh runs it again.")
