@@ -7,9 +7,13 @@ From a script or a notebook: `vitwarm.warm_up`, `vitwarm.attach`, `vitwarm.train
 """
 
 import importlib
+from importlib import metadata
 from typing import Any
 
-__version__ = "0.1.0"
+try:
+    __version__ = metadata.version("vitwarm")
+except metadata.PackageNotFoundError:  # a tree on the path that was never installed
+    __version__ = "0+unknown"
 
 #: What is imported only when it is asked for: torch takes seconds.
 _LAZY = {
