@@ -298,7 +298,6 @@ def loop_nca(rule: Any, n_tokens: int, index: int) -> list[int]:
     while True:
         first = [[[weight() for _ in range(4)] for _ in range(n)] for _ in range(9)]
         second = [[weight() for _ in range(4)] for _ in range(n)]
-        inertia = int(draw() * 98_304)
         cells = [random.randrange(n) for _ in range(height * width)]
         ids: list[int] = []
         while True:
@@ -317,7 +316,6 @@ def loop_nca(rule: Any, n_tokens: int, index: int) -> list[int]:
                     units = [u + w for u, w in zip(units, first[k][cells[there]], strict=True)]
                 units = [max(u, 0) for u in units]
                 outs = [sum(u * w for u, w in zip(units, row, strict=True)) for row in second]
-                outs[cells[y * width + x]] += inertia
                 new.append(outs.index(max(outs)))
             cells = new
         runs = {tuple(ids[t : t + 3]) for t in range(n_tokens - 2)}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vitwarm.rules import make_rule
 from vitwarm.rules.automata import NeuralAutomaton
-from vitwarm.rules.automata.networks import ATTEMPTS, MOST_INERTIA, UNITS
+from vitwarm.rules.automata.networks import ATTEMPTS, UNITS
 from vitwarm.rules.draws import GAMMA, mixed, stream
 from vitwarm.rules.masking import make_batch
 
@@ -43,7 +43,6 @@ def run_network(rule: NeuralAutomaton, seed: int, row: int, n_tokens: int) -> ND
     for _ in range(ATTEMPTS):
         first = draw.bytes(9 * n * UNITS).reshape(3, 3, n, UNITS)
         second = draw.bytes(n * UNITS).reshape(n, UNITS)
-        inertia = (draw() >> 32) * MOST_INERTIA >> 32
         n_cells = 4 * rows * columns
         words = [draw() for _ in range(n_cells // 4)]
         shorts = [word >> shift & 0xFFFF for word in words for shift in (0, 16, 32, 48)]
@@ -56,7 +55,7 @@ def run_network(rule: NeuralAutomaton, seed: int, row: int, n_tokens: int) -> ND
             units = np.zeros((*cells.shape, UNITS), np.int64)
             for y, x in itertools.product(range(3), range(3)):
                 units += np.roll(one_hot, (1 - y, 1 - x), axis=(0, 1)) @ first[y, x]
-            cells = (np.maximum(units, 0) @ second.T + inertia * one_hot).argmax(axis=2)
+            cells = (np.maximum(units, 0) @ second.T).argmax(axis=2)
         ids = to_tokens(np.array(frames), n)
         novel = len({tuple(ids[t : t + 3]) for t in range(n_tokens - 2)}) / n_tokens
         if low_high[0] <= novel <= low_high[1]:
@@ -100,15 +99,16 @@ def test_the_band_is_kept_and_stands_for_the_gzip_ratio() -> None:
     novel = np.array([len({tuple(w[t : t + 3]) for t in range(194)}) for w in ids.tolist()]) / 196
     assert ((novel >= 0.3) & (novel <= 0.5)).all()
     ratio = np.array([len(zlib.compress(word.tobytes(), 9)) for word in ids]) / 196
-    assert np.quantile(ratio - novel, [0.02, 0.98]) == pytest.approx([0.09, 0.09], abs=0.05)
     wide = make_rule("nca", complexity=[0.0, 1.0]).sample(0, 0, 300, 196).astype(np.uint8)
     wide_ratio = np.array([len(zlib.compress(word.tobytes(), 9)) for word in wide]) / 196
     assert wide_ratio.std() > 2 * ratio.std()
+    novel = np.array([len({tuple(w[t : t + 3]) for t in range(194)}) for w in wide.tolist()])
+    assert np.corrcoef(novel, wide_ratio)[0, 1] > 0.93
 
 
 def test_sequences_have_networks_of_their_own() -> None:
     """The same neighbourhood is followed by different cells in different sequences."""
-    rule = make_rule("nca")
+    rule = make_rule("nca", n_states=4)
     assert isinstance(rule, NeuralAutomaton)
     cells = rule.to_cells(rule.sample(0, 0, 50, 196))
     after = {tuple(cells[k, 1, y, x] for y, x in ((0, 0), (3, 5), (9, 9))) for k in range(50)}

@@ -7,17 +7,13 @@ from numba import njit
 from numpy.typing import NDArray
 
 from vitwarm.rules.base import Ids, Rows
-from vitwarm.rules.draws import GAMMA, below, compiled, mixed, stream
+from vitwarm.rules.draws import GAMMA, compiled, mixed, stream
 
 #: Hidden units of a network.
 UNITS = 4
 
 #: Networks that are drawn for a sequence before one outside the band is taken.
 ATTEMPTS = 32
-
-#: A cell's own state gets up to so much on top of its output: cells that keep their state. The
-#: outputs themselves spread over about a hundred thousand.
-MOST_INERTIA = 98_304
 
 Numbers = NDArray[np.int32]
 Table = NDArray[np.int64]
@@ -56,8 +52,7 @@ def _add_triples(first: Numbers, triples: Numbers, n: int) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def _step(
-    old: Numbers, new: Numbers, height: int, width: int, triples: Numbers, second: Numbers,
-    inertia: np.int32, n: int,
+    old: Numbers, new: Numbers, height: int, width: int, triples: Numbers, second: Numbers, n: int
 ) -> None:  # fmt: skip
     """Makes the next state of every cell of a torus: the output unit with the highest number, of
     equal ones the first. Whole numbers alone, so that every machine makes the same.
@@ -79,12 +74,10 @@ def _step(
             b = max(triples[p + 1] + triples[q + 1] + triples[r + 1], zero)
             c = max(triples[p + 2] + triples[q + 2] + triples[r + 2], zero)
             d = max(triples[p + 3] + triples[q + 3] + triples[r + 3], zero)
-            best, arg, own = np.int32(-(2**31)), 0, old[at + x]
+            best, arg = np.int32(-(2**31)), 0
             for k in range(n):
                 w = k * UNITS
                 value = a * second[w] + b * second[w + 1] + c * second[w + 2] + d * second[w + 3]
-                if k == own:
-                    value += inertia
                 if value > best:
                     best, arg = value, k
             new[at + x] = arg
@@ -137,20 +130,18 @@ def fill_frames(
             state = _draw_weights(first, 9 * n * UNITS, state)
             state = _draw_weights(second, n * UNITS, state)
             _add_triples(first, triples, n)
-            state += GAMMA
-            inertia = np.int32(below(mixed(state), np.uint64(MOST_INERTIA)))
             for i in range(height * width):
                 if i % 4 == 0:
                     state += GAMMA
                 bits = (mixed(state) >> (_16 * np.uint64(i % 4))) & _SHORT
                 old[i] = np.int32((bits * states) >> _16)
             for _ in range(burn_in):
-                _step(old, new, height, width, triples, second, inertia, n)
+                _step(old, new, height, width, triples, second, n)
                 old, new = new, old
             place = 0
             for frame in range(n_frames):
                 if frame:
-                    _step(old, new, height, width, triples, second, inertia, n)
+                    _step(old, new, height, width, triples, second, n)
                     old, new = new, old
                 for y in range(0, height, 2):
                     for x in range(0, width, 2):
