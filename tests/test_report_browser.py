@@ -103,11 +103,16 @@ def browse(folder: Path, name: str, *words: str) -> subprocess.CompletedProcess[
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
         "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
+        "--disable-dev-shm-usage",
         "--host-resolver-rules=MAP * ~NOTFOUND", "--allow-file-access-from-files",
         "--enable-logging=stderr", "--log-level=0", f"--user-data-dir={profile}", *words,
         (folder / name).as_uri(),
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except subprocess.TimeoutExpired:  # a browser that hangs as it starts, on a busy machine
+        shutil.rmtree(profile, ignore_errors=True)
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 
 
 def luminance(color: str) -> float:
