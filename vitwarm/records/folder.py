@@ -190,7 +190,7 @@ def count_cpus() -> int:
 
 
 def code_version() -> str:
-    """Returns the package's version, with the commit (and `+changes`) in a git checkout."""
+    """Returns the package's version, with the commit (and `.changes`) in a git checkout."""
     home = Path(__file__).resolve().parents[2]
     if not (home / ".git").exists():
         return __version__
