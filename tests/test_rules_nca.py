@@ -127,7 +127,7 @@ def test_one_cell_that_contradicts_another_is_refused(rng: np.random.Generator) 
     assert len(still) > 5
     assert rule.accepts(rule.to_ids(still)).all()
     wrong = still.copy()
-    wrong[:, 3, 2, 5] = (wrong[:, 3, 2, 5] + 1) % 4
+    wrong[:, 3, 2, 5] ^= 1
     assert not rule.accepts(rule.to_ids(wrong)).any()
 
 

@@ -39,13 +39,14 @@ class NeuralAutomaton(Rule):
 
     n_states: int = 2
     """States of a cell. With more of them a sequence shows less of its network: at 196 tokens half
-    of the last frame's tokens have neighbourhoods seen before with 2 states, a seventh with 4."""
+    of the last frame's tokens have neighbourhoods seen before with 2 states, a sixth with 4."""
     frame: tuple[int, int] | None = None
     """Rows and columns of a frame, in tokens; none: the largest square that leaves four frames."""
     complexity: tuple[float, float] = (0.4, 1.0)
     """Share of the tokens that end a run of three tokens new to the sequence, at least and at most:
     a cheap stand-in for the gzip ratio (correlation 0.96 with two states; 0.4 is a ratio of 0.42).
-    Sequences below stand still. Where 32 networks in a row are outside, the last one is taken."""
+    Most sequences below it stand still. Where 32 networks in a row are outside, the last one is
+    taken."""
     burn_in: int = 0
     """Steps before the first frame, which otherwise is noise."""
     hidden: Literal["random", "last_frame"] = "last_frame"
