@@ -57,6 +57,12 @@ TINY_WARMUP = {
 
 
 #: A folder of the machine's; the model's own 224 pixels in patches of two.
+#: Probabilities and shares, and what at 1 would leave nothing or change nothing ever.
+AT_MOST_ONE = {
+    "train.mixup_prob", "train.mixup_switch_prob", "train.hflip", "train.reprob", "train.scale",
+    "train.crop_pct", "train.mean", "data.fraction",
+}  # fmt: skip
+BELOW_ONE = {"train.drop_path", "train.model_ema_decay", "train.momentum", "train.smoothing"}
 TOO_MUCH = {("run.root", "/"), ("train.img_size", ""), ("train.img_size", "null")}
 
 
@@ -72,7 +78,7 @@ def part_of(config: Any, name: str) -> Any:
 
 def check_refusal(name: str, error: VitwarmError) -> None:
     assert error.exit_code == 2, (name, error)
-    assert name.split(".")[0] in str(error)
+    assert name.rpartition(".")[2] in str(error), (name, error)
 
 
 def makes_sense(name: str, value: Any) -> None:
@@ -83,6 +89,8 @@ def makes_sense(name: str, value: Any) -> None:
             assert math.isfinite(number), (name, value)
             assert 0 <= number < 1e19, (name, value)
             assert number > 0 or name in MAY_BE_ZERO, (name, value)
+            assert name not in AT_MOST_ONE or number <= 1, (name, value)
+            assert name not in BELOW_ONE or number < 1, (name, value)
     if name in ("train.scale", "train.ratio"):
         assert values == sorted(values)
         assert len(values) == 2
@@ -159,7 +167,7 @@ def run_for_real(schema: type[Any], fields: dict[str, Any], name: str, word: str
             plan_training(config)
             record = run_training(config)
     except VitwarmError as error:
-        check_refusal("", error)
+        check_refusal(name, error)
         return "refused"
     assert record.status == "finished"
     return "ran"
