@@ -242,3 +242,23 @@ def test_the_command_grafts(
 def test_a_range_beyond_the_blocks_is_refused(blocks: str, warmed: Path) -> None:
     with pytest.raises(HandoffError, match=r"handoff\.blocks is .* of the 3 blocks \(0 to 2\)"):
         attach(warmed, model=VIT, blocks=blocks, **SMALL)
+
+
+@pytest.mark.parametrize("size", ["abc", "0", "8x8x8", "192x"])
+def test_a_size_that_is_none_gets_a_sentence(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["handoff", "trunk", "--img-size", size])
+    assert stop.value.code == 2
+    assert f"{size!r} is not a size; write 224, or 192x256" in capsys.readouterr().err
+
+
+def test_a_size_of_two_sides_is_handed_off(tmp_path: Path) -> None:
+    shape = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 4}
+    vit = build_model("vit_tiny_patch16_224", seed=0, img_size=(8, 12), **shape)
+    trunk = save_trunk(tmp_path / "trunk.safetensors", vit, {})
+    words = ["--model", "vit_tiny_patch16_224", "--model-kwargs", json.dumps(shape)]
+    for size, sides in (("8x12", (8, 12)), ("16", (16, 16))):
+        out = str(tmp_path / size)
+        assert main(["handoff", str(trunk), *words, "--img-size", size, "--out", out]) == 0
+        loaded = timm.create_model(f"local-dir:{out}", pretrained=True)
+        assert loaded.patch_embed.img_size == sides

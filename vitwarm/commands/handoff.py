@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +144,9 @@ def _push(args: argparse.Namespace) -> int:
 
 def _read_sides(text: str) -> int | tuple[int, ...]:
     """`224`, or `192x256`, the height first."""
-    numbers = tuple(int(part) for part in text.split("x"))
-    if len(numbers) > 2 or min(numbers) < 1:
-        raise ValueError
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 224, or 192x256")
+    numbers = tuple(map(int, text.split("x")))
     return numbers[0] if len(set(numbers)) == 1 else numbers
 
 

@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from vitwarm.report.page import PageSection
 
 
-#: What reading a file that somebody else wrote, or that is damaged, may raise.
-_NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, IndexError, OSError, RecursionError)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the words of `vitwarm report`."""
     parser.add_argument("runs", nargs="+", help="folders of runs or of probes, or a sweep's folder")
@@ -71,6 +67,7 @@ def find_probes(roots: Iterable[str | Path]) -> list[PageSection]:
     A file that is damaged, or not of this version, is named on stderr and left out.
     """
     from vitwarm.probe.page import SUFFIX, make_probe_section
+    from vitwarm.report.gather import NOT_OURS
     from vitwarm.report.page import PageSection
 
     folders: dict[Path, list[Found]] = defaultdict(list)
@@ -79,7 +76,7 @@ def find_probes(roots: Iterable[str | Path]) -> list[PageSection]:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             make_probe_section([found], title="", slug="")
-        except _NOT_OURS as error:
+        except NOT_OURS as error:
             kind = type(error).__name__
             print(
                 f"{path} is left out: not written by this version's probe ({kind}).",

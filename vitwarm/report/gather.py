@@ -21,8 +21,9 @@ from vitwarm.report.trials import Kind, Section, Trial, Warmup, to_trial, to_war
 _MATCHES: dict[str, Literal["steps", "epochs"]] = {"steps": "steps", "epochs": "epochs"}
 _SEEDS: dict[str, Literal["shared", "paired"]] = {"shared": "shared", "paired": "paired"}
 #: What reading a file that somebody else wrote, or that is damaged, may raise.
-_NOT_OURS = (
-    ValueError, TypeError, KeyError, AttributeError, OSError, OverflowError, RecursionError,
+NOT_OURS = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, OverflowError,
+    RecursionError,
 )  # fmt: skip
 #: Runs that agree with no other from which on they share one table instead of a section each.
 MANY_ALONE = 8
@@ -47,7 +48,7 @@ def gather(roots: Sequence[str | Path]) -> list[Section]:
     for path in _find_manifests(roots):
         try:
             found, mine = _read_sweep(path, runs)
-        except _NOT_OURS as error:
+        except NOT_OURS as error:
             damage.append(
                 f"{path} is not a sweep manifest ({_first_line(error)}). Start the sweep again; it "
                 "writes a new one and runs nothing twice."
@@ -152,7 +153,7 @@ def _group_others(runs: list[FoundRun], damage: list[str]) -> list[Section]:
             elif "train" in plain:
                 key, section, trial = _place(plain, run)
                 sections.setdefault(key, section).trials.append(trial)
-        except _NOT_OURS as error:
+        except NOT_OURS as error:
             if not run.damage:
                 damage.append(f"{run.path}: config.yaml cannot be used ({_first_line(error)}).")
     found = _together(list(sections.values()))
