@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_stages import FAKE
 from test_sweep_execute import config_of, states, sweep_of
 
@@ -292,6 +293,59 @@ def test_a_run_that_is_asked_to_end_again_says_what_it_saved(tmp_path: Path) -> 
     out, err = run.communicate(timeout=120)
     assert (out.decode().splitlines()[-1], run.returncode) == ("code 143", 0), err.decode()
     assert "Stopped by SIGTERM after step 3 of 1,000; everything is saved in" in err.decode()
+
+
+LEAVES_WHILE_SAVING = """
+    import os, signal, sys, time
+    import torch
+    from vitwarm.cli import main
+    from vitwarm.loop.saving import StopRequest
+    step_end, save = StopRequest.on_step_end, torch.save
+
+    def in_a_step(self, trainer, module):
+        if module.steps_done == 3:
+            self.checkpoint.save(module)
+        if module.steps_done == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+            torch.save = half
+        step_end(self, trainer, module)
+
+    def half(plain, path):
+        save(plain, path)
+        os.truncate(path, os.path.getsize(path) // 2)
+        time.sleep(0.7)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    StopRequest.on_step_end = in_a_step
+    main(["warmup", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+def test_a_second_signal_in_the_middle_of_a_save_leaves_the_checkpoint_before(
+    tmp_path: Path,
+) -> None:
+    """Half of step 6 is on the disk when the process leaves; the run goes on from step 3."""
+    shape = "{embed_dim: 32, depth: 1, num_heads: 2, img_size: 8, patch_size: 2}"
+    words = [
+        f"warmup.model_kwargs={shape}", "warmup.budget=8steps", "warmup.batch_size=4",
+        "warmup.precision=fp32", "run.device=cpu", "run.threads=1", f"run.root={tmp_path}",
+    ]  # fmt: skip
+    run = run_code(LEAVES_WHILE_SAVING, *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 128 + signal.SIGTERM, err.decode()
+    assert "SIGTERM again: leaving now." in err.decode()
+    (checkpoints,) = tmp_path.glob("*/checkpoints")
+    (whole,) = checkpoints.glob("step*.pt")
+    assert torch.load(whole, weights_only=True)["step"] == 3
+    plain = "import sys; from vitwarm.cli import main; sys.exit(main(['warmup', *sys.argv[1:]]))"
+    again = run_code(plain, *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = again.communicate(timeout=120)
+    said = (out + err).decode()
+    assert again.returncode == 0, said
+    assert "step 3" in said, said
+    assert not list(tmp_path.rglob("*.part"))
 
 
 FORKS = """

@@ -13,6 +13,9 @@ from safetensors import SafetensorError
 
 from vitwarm.errors import RunError
 
+#: What `replacing` names the files that it has not finished; a killed process leaves them behind.
+HALF_WRITTEN = ".*.part"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

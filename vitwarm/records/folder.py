@@ -28,7 +28,7 @@ from typing import Any
 from vitwarm import __version__
 from vitwarm.config import save_config
 from vitwarm.errors import RunError
-from vitwarm.files import write_text
+from vitwarm.files import HALF_WRITTEN, write_text
 from vitwarm.informing import informs
 from vitwarm.records.lock import LOCK, LOCK_FILES, lock_folder
 from vitwarm.records.record import FORMAT, Record, read_json, to_record
@@ -149,6 +149,8 @@ def open_run(
     with lock_folder(path):
         if fresh:
             _clear(path)
+        for half in path.rglob(HALF_WRITTEN):  # of a process that was killed as it saved
+            half.unlink(missing_ok=True)
         if run.record is None:  # a finished run keeps what was true of it
             run.checkpoints.mkdir(exist_ok=True)
             save_config(config, path / "config.yaml")
