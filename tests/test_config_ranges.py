@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_images import write_tiny_shards
@@ -17,6 +18,7 @@ from vitwarm.config import SweepConfig, TrainRun, WarmupRun, load_config
 from vitwarm.config.fields import LABEL, fields_of
 from vitwarm.config.reading import read_word, value_of
 from vitwarm.errors import VitwarmError
+from vitwarm.sweep import run_sweep, show_plan
 from vitwarm.training import plan_training, run_training
 from vitwarm.warmup import plan_warmup, run_warmup
 
@@ -224,3 +226,56 @@ def test_what_is_not_refused_runs(
         if value not in seen and not (isinstance(value, str) and texts >= 3):
             seen.append(value)
             run_for_real(schema, fields, name, word)
+
+
+#: What the executor itself reads: these sweeps run to their end.
+RUN_FOR_REAL = {"name", "seeds", "slots"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(names_of(SweepConfig)))
+def test_what_a_sweep_does_not_refuse_is_planned(
+    name: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planned with the real stages, which count the images and size the warm-up."""
+    home = tmp_path / "a" / "b" / "c"
+    home.mkdir(parents=True)
+    monkeypatch.chdir(home)
+    train = tiny_fields(TrainRun, shards, home / "runs")
+    warm = tiny_fields(WarmupRun, shards, home / "runs")
+    for path, recipe in (("base.yaml", train), ("warm.yaml", warm)):
+        plain = {k: v for k, v in recipe.items() if not k.startswith("run.")}
+        (home / path).write_text(yaml.safe_dump(nested(plain)))
+    fields = {
+        "base": "base.yaml", "match": "steps", "warmup_seeds": "shared", "seeds": [0],
+        "arms": {"default": {}, "warmed": {"warmup": "warm.yaml", "train": {"handoff.allow_failed": True}}},
+        "run": nested({k: v for k, v in train.items() if k.startswith("run.")})["run"],
+    }  # fmt: skip
+    (home / "sweep.yaml").write_text(yaml.safe_dump(fields))
+    seen: list[Any] = []
+    for word in (*WORDS, "[7]"):
+        if (name, word) in TOO_MUCH:
+            continue
+        try:
+            config = load_config(SweepConfig, home / "sweep.yaml", [f"{name}={word}"])
+            words = show_plan(config, recipe=home / "sweep.yaml")
+        except VitwarmError as error:
+            assert error.exit_code == 2, (name, word, error)
+            continue
+        assert "train" in words
+        value = part_of(config, name)
+        if name in RUN_FOR_REAL and value not in seen and len(seen) < 3:
+            seen.append(value)
+            result = run_sweep(config, recipe=home / "sweep.yaml", say=lambda line: None)
+            assert result.exit_code == 0, (name, word)
+            assert len(list((home / "runs").glob("*/record.json"))) >= 2
+    assert seen or name not in RUN_FOR_REAL
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+
+
+def nested(dotted: dict[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for name, value in dotted.items():
+        section, _, last = name.partition(".")
+        plain.setdefault(section, {})[last] = value
+    return plain

@@ -126,10 +126,9 @@ def find_recipe(name: str | Path, *, beside: Path | None = None) -> Path:
 
     Raises: ConfigError: no such file, with the nearest names.
     """
-    asked = Path(name)
     homes = [Path(), *([beside] if beside else []), *_config_homes()]
     for home in homes:
-        for candidate in (home / asked, (home / asked).with_suffix(".yaml")):
+        for candidate in (home / name, home / f"{name}.yaml"):
             if candidate.is_file():
                 return candidate
     raise ConfigError(
