@@ -162,6 +162,23 @@ def test_the_hash_ignores_what_does_not_change_the_result() -> None:
         assert config_hash(load_config(WarmupRun, None, [word])) != digest
 
 
+def test_runs_of_earlier_versions_are_found_again() -> None:
+    """A run's folder is named by its hash: a new hash would run everything again.
+
+    A field that is added is declared `later`; where results change, these digests may.
+    """
+    shards = ["data.train=x", "data.val=x"]
+    trunk = [*shards, "handoff.trunk=y", "train.steps=100"]
+    other = ["rule.name=shuffled:dyck", "warmup.budget=500steps", "seed=3"]
+    assert config_hash(load_config(WarmupRun))[:16] == "4a88d792cfa28da5"
+    assert config_hash(load_config(WarmupRun, None, other))[:16] == "f6cfcda76b692b0d"
+    assert config_hash(load_config(TrainRun, None, shards))[:16] == "538e2b4910eefa9a"
+    warmed = load_config(TrainRun, None, trunk)
+    assert config_hash(warmed, {"handoff.trunk": "0123"})[:16] == "f366b444690f441d"
+    scaled = load_config(TrainRun, None, [*trunk, "handoff.lr_scale=0.3"])
+    assert config_hash(scaled) != config_hash(warmed)
+
+
 def test_files_enter_the_hash_by_content() -> None:
     here = load_config(TrainRun, None, ["data.train=/a", "data.val=/b", "handoff.trunk=/c"])
     there = load_config(TrainRun, None, ["data.train=/x", "data.val=/y", "handoff.trunk=/z"])

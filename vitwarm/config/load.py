@@ -154,7 +154,8 @@ def _config_homes() -> list[Path]:
 def _hashed(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        if item.metadata.get("hashed", True) is False:
+        hashed = item.metadata.get("hashed", True)
+        if not hashed or (hashed == "changed" and value == item.default):
             continue
         if dataclasses.is_dataclass(value):
             yield from _hashed(value, f"{prefix}{item.name}.")

@@ -54,6 +54,14 @@ def free(default: Any) -> Any:
     return field(default=default, metadata={"hashed": False})
 
 
+def later(declared: Any) -> Any:
+    """A field that came when runs existed already, with what was done before as its default.
+
+    Only another value is hashed: a run that began without the field is found and goes on.
+    """
+    return field(default=declared.default, metadata={**declared.metadata, "hashed": "changed"})
+
+
 def number(
     default: Any,
     *,
