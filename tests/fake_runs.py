@@ -57,7 +57,8 @@ def write_training(
     record: dict[str, Any] | None = None
     if top1 is not None:
         record = {
-            "stage": "train", "name": "toy", "seed": seed, "config_hash": folder_name,
+            "stage": "train", "status": "finished", "name": "toy", "seed": seed,
+            "config_hash": folder_name,
             "code_version": "0.1.0", "arm": arm, "pair": f"{n_images}/{seed}", "model": "vit",
             "steps": steps, "fraction": n_images / full, "n_train_images": n_images,
             "n_val_images": 500, "n_classes": 10, "images_seen": steps * 64, "top1_percent": top1,
@@ -87,7 +88,8 @@ def write_warmup(
     inner = {"name": "dyck", "params": {"n_kinds": 8}}
     rule = {"name": "shuffled", "params": {"of": inner}} if arm == "shuffled" else inner
     record = {
-        "stage": "warmup", "name": "toy", "seed": seed, "config_hash": f"{arm}{seed}",
+        "stage": "warmup", "status": "finished", "name": "toy", "seed": seed, "model": "vit",
+        "config_hash": f"{arm}{seed}",
         "code_version": "0.1.0", "steps": 374, "warmup_samples": 374 * 256, "rule": rule,
         "hidden_accuracy_percent": accuracy, "chance_percent": 12.5, "hidden_loss": 0.2,
         "verdict": verdict, "wall_seconds": 21.0,

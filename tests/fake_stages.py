@@ -114,7 +114,10 @@ def _wait_for_a_signal(folder: Path) -> None:
 def _write(folder: Path, config: WarmupRun | TrainRun, record: dict[str, Any]) -> None:
     save_config(config, folder / "config.yaml")
     (folder / "env.json").write_text("{}")
-    facts = {"name": config.name, "config_hash": config_hash(config), "code_version": "0"}
+    facts = {
+        "name": config.name, "config_hash": config_hash(config), "code_version": "0",
+        "status": "finished", "model": "vit",
+    }  # fmt: skip
     (folder / "record.json").write_text(json.dumps(facts | record))
 
 

@@ -219,3 +219,31 @@ def test_two_hundred_unrelated_runs_take_seconds_and_draw_nothing(tmp_path: Path
     assert paths.figures == []
     assert sum(len(one.runs) for one in paths.analyses) == 200
     assert paths.page.stat().st_size < 500_000
+
+
+@pytest.mark.parametrize(
+    "missing", ["status", "model", "steps", "top1_percent", "n_train_images", "n_val_images"]
+)
+def test_a_training_without_what_is_compared_is_left_out(runs: Path, missing: str) -> None:
+    path = runs / "toy-dyck-100-1" / "record.json"
+    plain = json.loads(path.read_text())
+    del plain[missing]
+    path.write_text(json.dumps(plain))
+    paths = run_report([runs], runs / "out")
+    assert f"toy-dyck-100-1/record.json: the field {missing} is missing" in paths.page.read_text()
+    assert "do not compare" not in paths.page.read_text()
+
+
+@pytest.mark.parametrize("state", ["null", "[]", '{"state": [1], "folder": 5}', "{", "\udcff"])
+def test_the_damaged_state_of_one_row_costs_no_other(tmp_path: Path, state: str) -> None:
+    home = write_sweep(tmp_path, arms={"default": lambda n: 50.0, "dyck": lambda n: 53.0})
+    manifest = json.loads((home / "manifest.json").read_text())
+    for number, row in enumerate(manifest["rows"]):
+        row["key"] = f"k{number}"
+    (home / "manifest.json").write_text(json.dumps(manifest))
+    (home / "rows").mkdir()
+    (home / "rows" / "k3.json").write_text(state, errors="surrogateescape")
+    paths = run_report([tmp_path], tmp_path / "out")
+    done = [run for one in paths.analyses for run in one.runs if run.state == "finished"]
+    assert len(done) == 18
+    assert "rows/k3.json" in paths.page.read_text()

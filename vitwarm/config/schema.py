@@ -51,7 +51,7 @@ _OF_A_RUN = {
     **NO_FRESH_MODEL,
     "seed": "use seed",
     "device": "use run.device",
-    "dtype": "parameters are float32; use run.precision for the arithmetic",
+    "dtype": "parameters are float32; use warmup.precision or train.precision for the arithmetic",
 }
 #: Those that have no place in a warm-up.
 OF_A_WARMUP = {

@@ -20,6 +20,11 @@ FORMAT = 1
 
 _UNIONS = (types.UnionType, typing.Union)
 
+#: What a record that this package wrote holds, of any run and of a training.
+_NEEDED = ("status", "model", "steps")
+_NEEDED_OF_A_TRAINING = ("top1_percent", "n_train_images", "n_val_images")
+_ABOVE_ZERO = ("fraction", "n_train_images", "n_val_images", "n_classes")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -125,6 +130,9 @@ def to_record(plain: dict[str, Any]) -> Record:
             _check(item.name, facts[item.name], hints[item.name])
         elif item.default is item.default_factory is dataclasses.MISSING:
             raise RunError(f"the field {item.name} is missing.")
+    for name in _NEEDED + (_NEEDED_OF_A_TRAINING if facts["stage"] == "train" else ()):
+        if facts.get(name) is None:
+            raise RunError(f"the field {name} is missing.")
     unknown = {key: value for key, value in plain.items() if key not in {*hints, "format"}}
     facts["extra"] = {**facts.get("extra", {}), **unknown}
     return Record(**facts)
@@ -215,11 +223,13 @@ def _check(name: str, value: Any, hint: Any) -> None:
     """Raises: RunError: the value is not what the field holds."""
     if not _fits(value, hint):
         raise RunError(f"{name} is {repr(value)[:60]}; it must be {_words(hint)}.")
-    if isinstance(value, int | float) and "seed" not in name:
+    if isinstance(value, int | float):
         is_share = name.endswith("_percent") and name != "data_wait_percent"  # of measured times
-        high = 100 if is_share else 1 if name == "fraction" else 2**62
+        high = 100 if is_share else 1 if name == "fraction" else 2**63
         if not 0 <= value <= high + 1e-6:
             raise RunError(f"{name} is {value}; it must lie between 0 and {high}.")
+        if value == 0 and name in _ABOVE_ZERO:
+            raise RunError(f"{name} is 0; it must lie above 0.")
 
 
 def _fits(value: Any, hint: Any) -> bool:

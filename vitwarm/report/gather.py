@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from vitwarm.errors import ReportError
-from vitwarm.records import FoundRun, Record, read_runs
+from vitwarm.errors import ReportError, RunError
+from vitwarm.records import FoundRun, Record, read_json, read_runs
 from vitwarm.report.trials import Kind, Section, Trial, Warmup, to_trial, to_warmup
 
 _MATCHES: dict[str, Literal["steps", "epochs"]] = {"steps": "steps", "epochs": "epochs"}
@@ -25,6 +25,8 @@ NOT_OURS = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, OverflowError,
     RecursionError,
 )  # fmt: skip
+#: Fields of a row's state that hold text, where they hold anything.
+_WORDS_OF_A_STATE = ("state", "reason", "folder", "host", "job")
 #: Runs that agree with no other from which on they share one table instead of a section each.
 MANY_ALONE = 8
 #: Fields of a training's config in which the runs of one section may differ.
@@ -47,7 +49,7 @@ def gather(roots: Sequence[str | Path]) -> list[Section]:
     damage: list[str] = []
     for path in _find_manifests(roots):
         try:
-            found, mine = _read_sweep(path, runs)
+            found, mine = _read_sweep(path, runs, damage)
         except NOT_OURS as error:
             damage.append(
                 f"{path} is not a sweep manifest ({_first_line(error)}). Start the sweep again; it "
@@ -85,10 +87,12 @@ def _find_manifests(roots: Iterable[str | Path]) -> list[Path]:
     return sorted(path for path in found if path.parent.parent.name == "sweeps")
 
 
-def _read_sweep(path: Path, runs: dict[Path, FoundRun]) -> tuple[list[Section], set[Path]]:
+def _read_sweep(
+    path: Path, runs: dict[Path, FoundRun], damage: list[str]
+) -> tuple[list[Section], set[Path]]:
     """Returns a sweep's sections, and the folders that belong to it."""
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    rows = [_with_state(path.parent, row) for row in manifest["rows"]]
+    rows = [_with_state(path.parent, row, damage) for row in manifest["rows"]]
     _check_text([manifest, rows])
     claimed: set[Path] = set()
     sections: dict[str, Section] = {}
@@ -122,13 +126,18 @@ def _read_sweep(path: Path, runs: dict[Path, FoundRun]) -> tuple[list[Section], 
     return list(sections.values()), claimed
 
 
-def _with_state(home: Path, row: dict[str, Any]) -> dict[str, Any]:
+def _with_state(home: Path, row: dict[str, Any], damage: list[str]) -> dict[str, Any]:
     """Adds what became of a row: its folder, state and reason stand in a file of their own."""
     path = home / "rows" / f"{row.get('key')}.json"
-    if not path.is_file():
+    try:
+        state = {k: v for k, v in (read_json(path) or {}).items() if v is not None}
+        if any(not isinstance(state.get(name, ""), str) for name in _WORDS_OF_A_STATE):
+            raise RunError(f"{path} is not the state of a row.")
+        _check_text(state)
+    except (RunError, UnicodeEncodeError) as error:
+        damage.append(f"{str(error).removesuffix(' Move the folder away.')} Its row counts as new.")
         return row
-    state = json.loads(path.read_text(encoding="utf-8"))
-    return {**row, **{name: value for name, value in state.items() if value is not None}}
+    return {**row, **state}
 
 
 def _find_run(beside: Path, folder: str | None, runs: dict[Path, FoundRun]) -> FoundRun | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import timm
@@ -13,6 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vitwarm.config import NO_FRESH_MODEL
 from vitwarm.errors import ModelError, first_line, nearest
 from vitwarm.seeding import torch_seeded
+
+#: timm's arguments that count something, or are a size.
+_COUNTS = {
+    "depth", "depths", "embed_dim", "num_heads", "patch_size", "img_size", "in_chans", "mlp_ratio",
+    "window_size",
+}  # fmt: skip
 
 
 def build_model(name: str, /, *, seed: int, **timm_kwargs: Any) -> nn.Module:
@@ -86,12 +93,35 @@ def _create(name: str, timm_kwargs: dict[str, Any]) -> nn.Module:
                 f"model {name!r} is asked for with {key}={timm_kwargs[key]!r}, which has no place "
                 f"there: {NO_FRESH_MODEL[key]}."
             )
+        _check_numbers(name, key, timm_kwargs[key])
     try:
         model: nn.Module = timm.create_model(name, **timm_kwargs)
-    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # timm checks few of its arguments; all else means the same
         given = ", ".join(f"{k}={v!r}" for k, v in timm_kwargs.items()) or "no arguments"
+        why = first_line(error)
+        if not isinstance(error, TypeError | AssertionError | ValueError | RuntimeError):
+            why = f"{type(error).__name__}: {why}"
         raise ModelError(
-            f"model {name!r} cannot be built with {given}: {first_line(error)}. "
+            f"model {name!r} cannot be built with {given}: {why}. "
             "Change model_kwargs (timm's own arguments of that model)."
         ) from error
     return model
+
+
+def _check_numbers(name: str, key: str, value: Any) -> None:
+    """Refuses what timm would build, and what fails or does nothing in the first step."""
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(one, bool) or not isinstance(one, int | float):
+            continue
+        if key in _COUNTS and not one > 0:
+            allowed = "above 0"
+        elif key.endswith("_rate") and not 0 <= one < 1:
+            allowed = "from 0 and below 1"
+        elif not math.isfinite(one):
+            allowed = "a finite number"
+        else:
+            continue
+        raise ModelError(
+            f"model {name!r} is asked for with {key}={value!r}; it must be {allowed}. "
+            f"Change model_kwargs.{key}, or leave it out."
+        )
