@@ -234,6 +234,12 @@ def test_a_training_without_what_is_compared_is_left_out(runs: Path, missing: st
     assert "do not compare" not in paths.page.read_text()
 
 
+def test_a_label_that_would_break_a_table_or_colour_a_terminal_is_no_label(runs: Path) -> None:
+    change(runs / "toy-dyck-100-1", arm="a\nb\x1b[31mred")
+    (found,) = [run for run in read_runs(runs) if run.damage]
+    assert found.damage == "arm is 'a\\nb\\x1b[31mred'; it must be text on one line or null."
+
+
 @pytest.mark.parametrize("state", ["null", "[]", '{"state": [1], "folder": 5}', "{", "\udcff"])
 def test_the_damaged_state_of_one_row_costs_no_other(tmp_path: Path, state: str) -> None:
     home = write_sweep(tmp_path, arms={"default": lambda n: 50.0, "dyck": lambda n: 53.0})

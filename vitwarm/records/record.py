@@ -246,7 +246,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     if hint is str:
-        return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
+        return isinstance(value, str) and value.isprintable()  # it stands in tables and terminals
     return hint is Any or isinstance(value, hint)
 
 
@@ -258,5 +258,5 @@ def _words(hint: Any) -> str:
         return " or ".join(_words(part) for part in get_args(hint))
     if get_origin(hint) is dict:
         return "an object" if get_args(hint)[1] is Any else "an object of numbers by bin"
-    words = {str: "text", int: "a whole number", float: "a number", types.NoneType: "null"}
+    words = {str: "text on one line", int: "a whole number", float: "a number", types.NoneType: "null"}
     return words[hint]
