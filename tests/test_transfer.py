@@ -88,7 +88,7 @@ def test_a_probe_of_a_real_trunk_ends_in_time(
     model = build_model("vit_tiny_patch16_224", seed=3, **shape)
     trunk = save_trunk(tmp_path / "trunk.safetensors", model, {})
     began = time.monotonic()
-    words = ["--data", str(tmp_path / "digits" / "train"), "--out", str(tmp_path / "out")]
+    words = ["--data", str(tmp_path / "digits"), "--out", str(tmp_path / "out")]
     fast = ["--minutes", "1.5", "--seeds", "3", "run.device=cpu"]
     assert main(["transfer", str(trunk), *words, *fast]) == 0
     assert time.monotonic() - began < 180  # two more tests may share its cores

@@ -32,7 +32,8 @@ def train(recipe: str | Path | None = None, *, fresh: bool = False, **fields: An
     """Trains an image model on shards, as `vitwarm train` does.
 
     Args:
-        recipe, fresh: as of `warm_up`.
+        recipe: as of `warm_up`.
+        fresh: as of `warm_up`.
         fields: as there: `trunk="runs/warmup-1a2b3c4d", fraction=0.1, data={"train": ...}`.
     Returns: the record; its export lies in `runs/<record.folder_name>/export`.
     Raises: VitwarmError: as `vitwarm.training.run_training`.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitwarm.errors import ConfigError
+from vitwarm.errors import ConfigError, ShardError
 from vitwarm.units import format_seconds
 
 if TYPE_CHECKING:
@@ -49,7 +49,12 @@ class Pilot:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the words of `vitwarm transfer`."""
     parser.add_argument("trunk", help="trunk file, run folder, shipped name or hf-hub:OWNER/NAME")
-    parser.add_argument("--data", required=True, metavar="SHARDS", help="as data.train takes it")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="SHARDS",
+        help="the folder of both splits, or as data.train takes it",
+    )
     parser.add_argument("--val", metavar="SHARDS", help="default: DATA/validation")
     parser.add_argument("--minutes", type=float, default=30.0, help="time it may take, default 30")
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds, at least 3; default 5")
@@ -68,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--seeds is {args.seeds}; an interval needs at least 3 paired seeds.")
     began = time.monotonic()
     base = _sweep(args, {"train.steps": PILOT_STEPS})
+    _check_data(base)
     print(f"A pilot of {PILOT_STEPS} steps tells what fits in {args.minutes:g} min.", flush=True)
     pilot = time_pilot(base, args.out)
     n_slots = _count_slots(base)
@@ -166,11 +172,12 @@ def _sweep(args: argparse.Namespace, fields: dict[str, Any]) -> SweepConfig:
     facts = load_trunk(args.trunk).facts
     shape = dict(facts.get("model_args") or {})
     size = shape.pop("img_size", None)
-    val = args.val or f"{args.data.rstrip('/').removesuffix('/train')}/validation"
+    train = _train_of(args.data)
+    val = args.val or f"{train.removesuffix('/train')}/validation"
     words = [word for word in args.overrides if word.split(".")[0] in ("train", "data", "handoff")]
     others = [word for word in args.overrides if word not in words]
     given = {
-        "data.train": args.data,
+        "data.train": train,
         "data.val": val,
         "train.model": facts["model"],
         "train.model_kwargs": shape,
@@ -196,6 +203,27 @@ def _sweep(args: argparse.Namespace, fields: dict[str, Any]) -> SweepConfig:
             "run.root": str(args.out / "runs"),
         },
     )
+
+
+def _train_of(data: str) -> str:
+    """The training split of a folder that holds several; anything else as it is given."""
+    from vitwarm.shards.read.sources import find_shards
+
+    home = data.rstrip("/")
+    try:
+        find_shards(f"{home}/train")
+    except ShardError:
+        return home
+    return f"{home}/train"
+
+
+def _check_data(base: SweepConfig) -> None:
+    """Refuses shards that are not there before anything is announced."""
+    from vitwarm.shards.read.sources import find_shards, is_streamed
+
+    for split in ("data.train", "data.val"):
+        if not is_streamed(base.set[split]):
+            find_shards(base.set[split])
 
 
 def _batch_size(base: SweepConfig) -> int:

@@ -258,5 +258,10 @@ def _words(hint: Any) -> str:
         return " or ".join(_words(part) for part in get_args(hint))
     if get_origin(hint) is dict:
         return "an object" if get_args(hint)[1] is Any else "an object of numbers by bin"
-    words = {str: "text on one line", int: "a whole number", float: "a number", types.NoneType: "null"}
+    words = {
+        str: "text on one line",
+        int: "a whole number",
+        float: "a number",
+        types.NoneType: "null",
+    }
     return words[hint]

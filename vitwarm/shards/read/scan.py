@@ -83,7 +83,7 @@ def _load_or_scan(source: Source, labels: Labels, homes: Sequence[Path]) -> Inde
         dotted = f" {DOTTED} Rename them." if any(part.n_dotted for part in parts) else ""
         raise ShardError(
             f"{source.text}: the {len(parts)} tar(s) there hold no labelled images (KEY.jpg beside "
-            f"KEY.cls, or as data.label_from says).{dotted} Make some with scripts/make_shards.py."
+            f"KEY.cls, or as data.label_from says).{dotted} `vitwarm shards make` makes some."
         )
     columns = _join(parts)
     _check_twins(columns, source.paths)

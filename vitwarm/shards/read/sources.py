@@ -240,7 +240,9 @@ def _of_folder(folder: Path) -> list[Path]:
                 f"{folder} holds only compressed tars ({packed[0].name}). Unpack them first "
                 "(gunzip); images are read at their place in a plain tar."
             )
-        raise ShardError(f"{folder} holds no tars. {HOW} scripts/make_shards.py makes some.")
+        raise ShardError(
+            f"{folder} holds no tars. {HOW} `vitwarm shards make` makes some of folders of images."
+        )
     names = [path.name for path in tars]
     if len(splits) > 1 or (any("train" in n for n in names) and any("val" in n for n in names)):
         which = ", ".join(splits) or "training and validation"
