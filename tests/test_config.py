@@ -75,8 +75,10 @@ def test_a_key_mistyped_in_an_arm_names_the_nearest() -> None:
         (b"seed: 1\nseed: 2\n", r", line 2, column 1: the key 'seed' is given twice"),
         (b"warmup:\n\tlr: 1\n", r", line 2, column 1: this is not valid YAML \(found character"),
         (b"warmup:\n  lr: [1, 2\nseed: 1\n", r", line 3, column \d: this is not valid YAML"),
-        (b"seed: 1\nname: caf\xe9\n", r", line 2: no UTF-8 text"),
-        (b"seed: 1\nname: \x00\n", r": this is not valid YAML"),
+        (b"seed: 1\nname: caf\xe9\n", r", line 2, column 10: no UTF-8 text"),
+        (b"seed: 1\nname: \x00\n", r", line 2, column 7: this is not valid YAML"),
+        (b"rule: &a {name: [*a]}\n", r": this is not valid YAML \(Circular reference"),
+        (b"rule: {1: a, 1.0: b}\n", r", line 1, column 14: the key '1.0' is given twice"),
         (b"seed: 1\n---\nseed: 2\n", r", line 2, column 1: this is not valid YAML"),
         (b"seed: *one\n", r", line 1, column 7: this is not valid YAML"),
     ],
@@ -152,6 +154,27 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
         load_config(WarmupRun, tmp_path / "list.yaml")
     with pytest.raises(ConfigError, match="There is no recipe 'warmpu/quickstart'"):
         find_recipe("warmpu/quickstart")
+
+
+def test_a_field_in_its_section_and_by_its_dotted_name_is_given_twice(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("warmup: {lr: 1e-3}\nwarmup.min_lr: 1e-6\n")
+    assert load_config(WarmupRun, tmp_path / "one.yaml").warmup.min_lr == 1e-6
+    (tmp_path / "two.yaml").write_text("warmup: {lr: 1e-3}\nwarmup.lr: 1e-2\n")
+    with pytest.raises(ConfigError, match=r"warmup\.lr is given twice"):
+        load_config(WarmupRun, tmp_path / "two.yaml")
+
+
+def test_extends_is_no_word_of_a_command() -> None:
+    with pytest.raises(ConfigError, match="'extends=other' changes nothing"):
+        load_config(WarmupRun, None, ["extends=other"])
+
+
+@pytest.mark.parametrize("name", ["a" * 101, "a:b", "CON", "nul.txt", "a?", "a.", "a<b"])
+def test_a_name_can_name_a_folder_on_any_system(name: str) -> None:
+    with pytest.raises(ConfigError, match="name is"):
+        load_config(WarmupRun, None, [f"name={name}"])
+    with pytest.raises(ConfigError, match="arm is"):
+        load_config(TrainRun, None, ["data.train=x", "data.val=y", f"arm={name}"])
 
 
 def test_the_hash_ignores_what_does_not_change_the_result() -> None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vitwarm.config.check import describe, hints_of
 from vitwarm.config.reading import as_meant, read_word, read_yaml
 from vitwarm.config.schema import ArmConfig, SweepConfig, TrainRun, WarmupRun
 from vitwarm.errors import ConfigError, nearest
@@ -67,13 +68,19 @@ def load_config(
             merged = OmegaConf.merge(merged, _nest(fields, schema))
         where = "the command line"
         for word in overrides:
+            if word.startswith("extends="):
+                raise ConfigError(
+                    f"{word!r} changes nothing: extends stands in a recipe file. "
+                    "Give that file with --config."
+                )
             merged = OmegaConf.merge(merged, _nest(dict([read_word(word, schema)]), schema))
-        where = f"{path or schema.__name__}"
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
+            section, _, last = missing[0].rpartition(".")
+            owner = hints_of(schema)[section] if section else schema
             raise ConfigError(
-                f"{missing[0]} has no value in {where}; it is mandatory. "
-                f"Give it in the recipe or as {missing[0]}=..."
+                f"{missing[0]} has no value{f' in {path}' if path else ''}; it is mandatory: "
+                f"{describe(owner, last)}. Give it in the recipe or as {missing[0]}=..."
             )
         return cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
@@ -173,10 +180,13 @@ def _nest(plain: Mapping[str, Any], schema: type) -> Any:
             if not isinstance(place.get(part), dict):
                 place[part] = {}
             place = place[part]
-        if isinstance(value, Mapping) and isinstance(place.get(last), dict):
+        both = place.get(last), value
+        if last not in place:
+            place[last] = dict(value) if isinstance(value, Mapping) else value
+        elif all(isinstance(one, Mapping) for one in both) and not both[0].keys() & both[1].keys():
             place[last].update(value)
         else:
-            place[last] = dict(value) if isinstance(value, Mapping) else value
+            raise ConfigError(f"{key} is given twice: in its section and by its dotted name.")
     return OmegaConf.create(as_meant(schema, nested))
 
 

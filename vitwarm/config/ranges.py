@@ -166,9 +166,9 @@ def line(default: Any, *, free: bool = False) -> Any:
     return ranged(default, Allowed("on one line, not empty", _is_line), free=free)
 
 
-def plain_name(default: str, *, free: bool = False) -> Any:
-    """A name that one folder can have."""
-    words = "that can name a folder: on one line, without / and \\, not . or .."
+def plain_name(default: str | None, *, free: bool = False) -> Any:
+    """A name that one folder can have, on any system."""
+    words = "of 1 to 100 letters that can name a folder on any system: no / \\ : * ? or quotes"
     return ranged(default, Allowed(words, is_plain), free=free)
 
 
@@ -226,9 +226,9 @@ def labelled(default: dict[str, Any]) -> Any:
 
     def explain(name: str, value: Any) -> str:
         label = next(key for key in value if not is_plain(key))
-        return f"{name} has the label {label!r}; give it a plain name, without / and \\."
+        return f"{name} has the label {label!r}; give it a plain name, without / \\ : * ? or quotes."
 
-    words = "of plain names, without / and \\, to arms"
+    words = "of plain names, each of one folder, to arms"
     return _entries(default, words, lambda key, value: is_plain(key), explain)
 
 
@@ -249,8 +249,10 @@ def sbatch_options() -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether something is text that can name one folder."""
-    return _is_line(value) and value not in (".", "..") and not re.search(r"[/\\]", value)
+    """Whether something is text that can name one folder, Windows' included."""
+    if not _is_line(value) or len(value) > 100 or re.search(r'[/\\:*?"<>|]|[. ]$|^ ', value):
+        return False
+    return not re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", value, re.IGNORECASE)
 
 
 def is_scalar(value: Any) -> bool:

@@ -8,6 +8,7 @@ a number, a key given twice is refused. A field of text takes a word of the comm
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,11 +31,12 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
+                meant = self.construct_object(key)  # 1 and 1.0 are one key
+                if meant in seen:
                     raise yaml.constructor.ConstructorError(
                         None, None, f"found duplicate key {key.value}", key.start_mark
                     )
-                seen.add(key.value)
+                seen.add(meant)
         return dict(super().construct_mapping(node, deep=deep))
 
 
@@ -63,14 +65,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Returns what a recipe file holds. Raises: ConfigError: it is no YAML mapping, and where."""
     if not path.is_file():
         raise ConfigError(f"There is no recipe file {path}. Give the path of a YAML file.")
+    text = ""
     try:
-        plain = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
+        plain = yaml.load(text, Loader=_Loader)
+        json.dumps(plain, default=str)  # raises where a section holds itself (`a: &a [*a]`)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}, line {line}: no UTF-8 text. Save the file as UTF-8.") from error
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+        where = _place(error.object[: error.start].decode("latin-1"))
+        raise ConfigError(f"{path}{where}: no UTF-8 text. Save the file as UTF-8.") from error
+    except yaml.reader.ReaderError as error:
+        where = _place(text[: error.position])
+        raise ConfigError(f"{path}{where}: this is not valid YAML ({error.reason}).") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path}{_yaml_fault(error)}. Fix the file.") from error
     if not isinstance(plain, dict):
         raise ConfigError(f"{path} holds no fields; a recipe is a YAML mapping of sections.")
@@ -226,3 +234,8 @@ def _yaml_fault(error: Exception) -> str:
     twice = re.fullmatch(r"found duplicate key (.+)", what)
     what = f"the key {twice[1]!r} is given twice" if twice else f"this is not valid YAML ({what})"
     return f", line {mark.line + 1}, column {mark.column + 1}: {what}" if mark else f": {what}"
+
+
+def _place(before: str) -> str:
+    """The line and column that follow some text."""
+    return f", line {before.count(chr(10)) + 1}, column {len(before) - before.rfind(chr(10))}"

@@ -382,7 +382,7 @@ class TrainRun:
     """A recipe that this one starts from, relative to this file."""
     seed: int = a_seed(0)
     """Seeds the subset, the order, the augmentation and the fresh tensors."""
-    arm: str | None = line(None, free=True)
+    arm: str | None = plain_name(None, free=True)
     """Label of the initialisation in reports; none: `default`, or the trunk's own name."""
     match: Literal["steps", "epochs"] | None = free(None)
     """What a sweep held equal across fractions; reports never mix the two."""
