@@ -315,6 +315,12 @@ def arm(text: str) -> str:
         (THREE_ARMS.replace("match: steps", ""), "match has no value"),
         (THREE_ARMS.replace("warmup_seeds: shared", ""), "warmup_seeds has no value"),
         (THREE_ARMS + "run: {devices: 4}", "run.devices is 4"),
+        (THREE_ARMS + "set: {seed: 3}\n", "set has 'seed'; seeds have a field of their own"),
+        (THREE_ARMS + "set: {match: epochs}\n", "set has 'match', which the sweep says itself"),
+        (
+            THREE_ARMS.replace("data.fraction: [0.1, 1.0]", "name: [a, b]"),
+            "over has 'name', which changes no result",
+        ),
         (
             "base: base.yaml\nmatch: steps\nwarmup_seeds: shared\nover: {warmup.budget: [1steps]}",
             "no arm has a warm-up recipe",

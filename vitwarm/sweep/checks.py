@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitwarm.config import ArmConfig, SweepConfig, TrainRun, WarmupRun, value_of
+from vitwarm.config.fields import fields_of
 from vitwarm.errors import ConfigError, nearest
 
 #: The axes of the report: they change how many images there are.
@@ -97,8 +98,20 @@ def check_sweep(config: SweepConfig, axes: Axes) -> None:
             "one machine gives every run one device and starts one run per device. Leave both at "
             "1, or use executor=slurm."
         )
-    if "seed" in axes.settings:
-        raise ConfigError("over has 'seed'; seeds have a field of their own: seeds: [0, 1, 2].")
+    if "seed" in axes.settings or "seed" in config.set:
+        where = "over" if "seed" in axes.settings else "set"
+        raise ConfigError(f"{where} has 'seed'; seeds have a field of their own: seeds: [0, 1, 2].")
+    for name in config.set:
+        if name in ("name", "extends", "arm", "match"):
+            raise ConfigError(f"set has {name!r}, which the sweep says itself. Leave it out there.")
+    facts = [*fields_of(TrainRun), *fields_of(WarmupRun)]
+    free = {one.name for one in facts if not one.hashed}
+    for name in (*axes.warm, *axes.handoff, *axes.settings):
+        if name in free:
+            raise ConfigError(
+                f"over has {name!r}, which changes no result: its rows would be one run. "
+                f"Use set.{name}=... with one value."
+            )
     if axes.warm and not any(arm.warmup for arm in config.arms.values()):
         raise ConfigError(
             f"over has {', '.join(axes.warm)}, but no arm has a warm-up recipe. "
