@@ -17,7 +17,7 @@ from tiny_images import write_tiny_shards
 from vitwarm.config import SweepConfig, TrainRun, WarmupRun, load_config
 from vitwarm.config.fields import LABEL, fields_of
 from vitwarm.config.reading import read_word, value_of
-from vitwarm.errors import VitwarmError
+from vitwarm.errors import TrainingFailed, VitwarmError
 from vitwarm.sweep import run_sweep, show_plan
 from vitwarm.training import plan_training, run_training
 from vitwarm.warmup import plan_warmup, run_warmup
@@ -196,6 +196,46 @@ def test_what_only_a_plan_can_tell(
 ) -> None:
     fields = tiny_fields(TrainRun, shards, tmp_path)
     assert run_for_real(TrainRun, fields, name, word) == what
+
+
+#: What timm builds, or trips over, and no training can use.
+BAD_ARGUMENTS = [
+    "num_heads=0", "num_heads=-2", "embed_dim=0", "embed_dim=7", "patch_size=0", "depth=0",
+    "mlp_ratio=.inf", "drop_rate=.nan", "proj_drop_rate=1.0", "init_values=.nan", "reg_tokens=-1",
+    "norm_layer=foo", "act_layer=foo", "block_fn=foo", "global_pool=foo", "weight_init=foo",
+    "pos_embed=foo", "mlp_layer=x", "nonsense=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", BAD_ARGUMENTS)
+def test_arguments_of_timm_that_make_no_model_are_refused(
+    word: str, shards: Path, tmp_path: Path
+) -> None:
+    fields = tiny_fields(TrainRun, shards, tmp_path / "runs")
+    config = load_config(TrainRun, None, [f"train.model_kwargs.{word}"], fields=fields)
+    with pytest.raises(VitwarmError, match=word.partition("=")[0]) as caught:
+        run_training(config)
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("word", ["patch_size=0", "drop_path_rate=2", "depth=-1"])
+def test_a_warmup_refuses_them_too(word: str) -> None:
+    config = load_config(WarmupRun, None, [f"warmup.model_kwargs.{word}"], fields=TINY_WARMUP)
+    with pytest.raises(VitwarmError, match=word.partition("=")[0]) as caught:
+        run_warmup(config)
+    assert caught.value.exit_code == 2
+
+
+def test_memory_that_runs_out_is_said_with_what_helps(shards: Path, tmp_path: Path) -> None:
+    """The largest side that the field takes: 48 GiB of pixels in a batch of 64, 1.5 TiB here."""
+    fields = tiny_fields(TrainRun, shards, tmp_path) | {"train.batch_size": 2048}
+    fields["train.model_kwargs"] = {**TINY_TRAIN["train.model_kwargs"], "patch_size": 1024}
+    config = load_config(TrainRun, None, ["train.img_size=8192"], fields=fields)
+    with pytest.raises(TrainingFailed, match=r"ran out with 2048 .* train\.micro_batch_size"):
+        run_training(config)
+    (failure,) = tmp_path.rglob("failure.json")
+    assert "train.grad_checkpointing" in failure.read_text()
 
 
 @pytest.mark.slow

@@ -80,7 +80,11 @@ def test_the_cost_is_what_two_products_take() -> None:
     ],
 )
 def test_the_device(
-    monkeypatch: pytest.MonkeyPatch, present: tuple[str, ...], words: str, expected: str
+    monkeypatch: pytest.MonkeyPatch,
+    present: tuple[str, ...],
+    words: str,
+    expected: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     for name in ("cuda", "xpu"):
         monkeypatch.setattr(getattr(torch, name), "is_available", lambda name=name: name in present)
@@ -92,6 +96,7 @@ def test_the_device(
             choose_device(run)
     else:
         assert choose_device(run).type == expected
+    assert ("Intel GPU" in caplog.text) == ((present, words) == (("xpu",), "auto"))
 
 
 def test_apples_gpu_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

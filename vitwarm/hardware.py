@@ -6,6 +6,7 @@ AVX512-BF16 and AMX a step takes many times as long as in fp32 (pytorch#118499, 
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from torch.nn.functional import linear
 
 from vitwarm.config import Precision, RunConfig
 from vitwarm.errors import ConfigError
+
+log = logging.getLogger("vitwarm")
 
 #: Rows, inputs and outputs of the product that tells what emulated bf16 costs: a ViT-Ti's MLP.
 _PRODUCT = (512, 192, 768)
@@ -57,6 +60,8 @@ def choose_device(run: RunConfig) -> torch.device:
     kind = run.device
     if kind == "auto":
         kind = next(name for name in ("cuda", "mps", "cpu") if present[name])
+        if kind == "cpu" and getattr(torch, "xpu", None) and torch.xpu.is_available():
+            log.warning("torch sees an Intel GPU, but Lightning 2.6 cannot use it; the CPU runs.")
         if kind == "mps" and run.devices * run.nodes > 1:
             kind = "cpu"  # torch has no process group for Apple's GPU
     if kind == "xpu":

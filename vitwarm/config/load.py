@@ -77,7 +77,8 @@ def load_config(
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             section, _, last = missing[0].rpartition(".")
-            owner = hints_of(schema)[section] if section else schema
+            owner: Any = schema
+            owner = hints_of(owner)[section] if section else owner
             raise ConfigError(
                 f"{missing[0]} has no value{f' in {path}' if path else ''}; it is mandatory: "
                 f"{describe(owner, last)}. Give it in the recipe or as {missing[0]}=..."
@@ -180,11 +181,11 @@ def _nest(plain: Mapping[str, Any], schema: type) -> Any:
             if not isinstance(place.get(part), dict):
                 place[part] = {}
             place = place[part]
-        both = place.get(last), value
+        before = place.get(last)
         if last not in place:
             place[last] = dict(value) if isinstance(value, Mapping) else value
-        elif all(isinstance(one, Mapping) for one in both) and not both[0].keys() & both[1].keys():
-            place[last].update(value)
+        elif isinstance(before, dict) and isinstance(value, Mapping) and not before.keys() & value:
+            before.update(value)
         else:
             raise ConfigError(f"{key} is given twice: in its section and by its dotted name.")
     return OmegaConf.create(as_meant(schema, nested))

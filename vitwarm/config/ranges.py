@@ -226,7 +226,9 @@ def labelled(default: dict[str, Any]) -> Any:
 
     def explain(name: str, value: Any) -> str:
         label = next(key for key in value if not is_plain(key))
-        return f"{name} has the label {label!r}; give it a plain name, without / \\ : * ? or quotes."
+        return (
+            f"{name} has the label {label!r}; give it a plain name, without / \\ : * ? or quotes."
+        )
 
     words = "of plain names, each of one folder, to arms"
     return _entries(default, words, lambda key, value: is_plain(key), explain)

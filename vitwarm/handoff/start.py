@@ -228,6 +228,8 @@ def _misfit(
     """What torch's load_state_dict refused, in words; it lists names but mixes up their kinds."""
     found = re.findall(r'"([^"\s]+)"|size mismatch for ([^:\s]+):', str(error))
     odd = {a or b for a, b in found} & {*ours, *theirs}
+    if not odd:  # timm's own resampling tripped over what does not fit
+        odd = {n for n in ours if n not in theirs or theirs[n].shape != ours[n].shape}
     names = [name for name in [*ours, *(n for n in theirs if n not in ours)] if name in odd]
     if not names:
         first = first_line(error).rstrip(":")

@@ -62,7 +62,7 @@ def cut_batch(batch_size: int, micro_batch_size: int | None, world: World, *, fi
     if local % micro:
         raise ConfigError(
             f"{field}.micro_batch_size is {micro}; a process's {local} samples per step do not "
-            f"divide by it. Use {math.gcd(local, micro)}."
+            f"divide by it. Use {max(n for n in range(1, micro) if local % n == 0)}."
         )
     return Cut(batch_size=batch_size, micro_batch_size=micro, accumulate=local // micro)
 

@@ -9,7 +9,8 @@ import dataclasses
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -18,8 +19,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vitwarm.config import RunConfig, to_plain
-from vitwarm.errors import VitwarmError
+from vitwarm.config import RunConfig, WarmupRun, to_plain
+from vitwarm.errors import TrainingFailed, VitwarmError
 from vitwarm.hardware import Numbers, choose_device
 from vitwarm.informing import informs
 from vitwarm.interrupts import last_words
@@ -64,13 +65,32 @@ def run_once(plan: Plan, work: Callable[[RunFolder, Say], Record], *, fresh: boo
         try:
             if writer:
                 refuse_standstill(run)
-            return work(run, say)
+            with memory_in_words(plan):
+                return work(run, say)
         except VitwarmError as error:
             if writer and error.exit_code == 1:
                 run.write_failure(error)
             elif writer and error.exit_code == 2 and not run.has_begun:
                 run.remove()  # refused before anything was done: nothing half-written stays
             raise
+
+
+@contextmanager
+def memory_in_words(plan: Plan) -> Iterator[None]:
+    """Raises: TrainingFailed: memory ran out; what makes a step smaller and changes no result."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch has a class of its own on GPUs alone
+        short = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not short and "DefaultCPUAllocator" not in str(error):
+            raise
+        section = "warmup" if isinstance(plan.config, WarmupRun) else "train"
+        raise TrainingFailed(
+            f"The memory of the {plan.device.type} ran out with {plan.cut.micro_batch_size} "
+            f"samples in a forward pass. Use {section}.micro_batch_size with a smaller number, or "
+            f"{section}.grad_checkpointing=true: the result stays the same, and the same command "
+            "with it goes on from the last checkpoint."
+        ) from error
 
 
 def make_speaker(run: RunConfig, world: World) -> Say:

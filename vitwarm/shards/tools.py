@@ -24,6 +24,7 @@ from vitwarm.errors import ShardError
 from vitwarm.records import count_cpus
 from vitwarm.shards.read.sources import is_streamed
 from vitwarm.shards.write.pool import terminable
+from vitwarm.units import read_number
 
 if TYPE_CHECKING:
     from vitwarm.shards.read.index import ShardIndex
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     part.add_argument("source", help="a folder of tars, DIR/SPLIT or a pattern")
     part.add_argument("out", type=Path, help="folder for the new tars")
     which = part.add_mutually_exclusive_group()
-    which.add_argument("--fraction", type=float, help="share of the images, such as 0.1")
+    which.add_argument("--fraction", type=_share, help="of the images: 0.1 or 10%%")
     which.add_argument("--list", type=Path, dest="image_list", help="a file of keys, one a line")
     part.add_argument(
         "--classes",
@@ -102,11 +103,18 @@ def add_make_arguments(parser: argparse.ArgumentParser) -> None:
         "--val-labels", type=Path, help="lines NAME CLASS for a --val without folders"
     )
     parser.add_argument(
-        "--val-share", type=float, default=0.0, help="share of FOLDER to validate on"
+        "--val-share", type=_share, default=0.0, help="of FOLDER to validate on: 0.1 or 10%%"
     )
     parser.add_argument("--name", help="what the tars are called; default: the folder's name")
     parser.add_argument("--images-per-shard", type=int, default=1250)
     parser.add_argument("--seed", type=int, default=0, help="of the order they are written in")
+
+
+def _share(text: str) -> float:
+    number = read_number(text)
+    if number is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; write 0.1 or 10%")
+    return number
 
 
 @terminable()
@@ -150,6 +158,8 @@ def run_make(args: argparse.Namespace) -> int:
     if args.digits:
         if sources:
             raise ShardError(f"--digits needs only the folder to write to; given: {args.paths}.")
+        if args.val or args.val_labels or args.val_share or args.name:
+            raise ShardError("--digits takes no --val, --val-labels, --val-share or --name.")
         from vitwarm.shards.write.digits import write_digits
 
         write_digits(out)

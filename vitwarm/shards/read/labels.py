@@ -112,7 +112,10 @@ class Labels:
             return int(digits)
         try:
             if ending == "json":
-                value = json.loads(content)[self.field or "label"]
+                plain = json.loads(content)
+                if not isinstance(plain, dict):
+                    raise ValueError("it holds no object")
+                value = plain[self.field or "label"]
             else:
                 value = content.decode("utf-8").strip()
         except (ValueError, KeyError, TypeError, RecursionError) as error:
