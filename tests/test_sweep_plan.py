@@ -367,3 +367,8 @@ def test_a_row_over_nodes_is_planned_where_nothing_has_started() -> None:
     odd = load_config(WarmupRun, None, [*words, "run.nodes=2", "warmup.batch_size=6"])
     with pytest.raises(ConfigError, match="batch_size is 6, which 4 processes cannot share"):
         plan_warmup(odd)
+
+
+def test_a_base_below_configs_is_the_training_and_no_sweep_of_that_name(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "base: quickstart\nmatch: steps\nwarmup_seeds: shared\n", "seeds=[0]")
+    assert train_config(plan.rows[0]).train.img_size == 8

@@ -302,10 +302,10 @@ class _Planner:
         """A recipe relative to the sweep's own file, else as given, else below configs/."""
         if self.beside is not None and (self.beside / name).is_file():
             return self.beside / name
-        try:  # a sweep loaded from configs/sweep/ whose path the caller did not pass on
-            return find_recipe(Path("sweep") / name)
-        except ConfigError:
+        try:
             return find_recipe(name)
+        except ConfigError:  # of a sweep from configs/sweep/ whose path the caller did not pass on
+            return find_recipe(Path("sweep") / name)
 
 
 def _merge_run(own: RunConfig, sweep: RunConfig) -> RunConfig:
