@@ -304,8 +304,11 @@ class _Planner:
             return self.beside / name
         try:
             return find_recipe(name)
-        except ConfigError:  # of a sweep from configs/sweep/ whose path the caller did not pass on
-            return find_recipe(Path("sweep") / name)
+        except ConfigError as error:
+            try:  # of a sweep from configs/sweep/ whose path the caller did not pass on
+                return find_recipe(Path("sweep") / name)
+            except ConfigError:
+                raise error from None
 
 
 def _merge_run(own: RunConfig, sweep: RunConfig) -> RunConfig:
