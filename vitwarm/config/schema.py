@@ -124,7 +124,7 @@ class WarmupConfig:
     of them; plain ViTs only. The trunk file holds what is shared once, the hand-off unties it."""
     tie_norms: bool = True
     """Tied blocks share norms and layer scales too; false: attention and MLP alone."""
-    n_tokens: int | None = positive(None, most=65_536)
+    n_tokens: int | None = positive(None, most=16_384)
     """Tokens per sequence; none: the model's patch count."""
     budget: str = a_budget("0.01")
     """A share of the image training's samples, or 15000steps, 3.84Msamples, 2epochs."""

@@ -59,7 +59,8 @@ def show_plan(config: WarmupRun) -> str:
     tokens = make_token_model(config)
     plan = plan_warmup(config, n_tokens=tokens.n_tokens)
     module = make_module(plan, tokens).to(plan.device)
-    n_probe = min(8 if plan.device.type == "cpu" else 256, plan.cut.micro_batch_size)
+    few = min(8, 1 + 2**11 // plan.n_tokens) if plan.device.type == "cpu" else 256
+    n_probe = min(few, plan.cut.micro_batch_size)
     loader = SequenceLoader(
         plan.rule,
         seed=config.seed,
