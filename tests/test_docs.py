@@ -14,6 +14,7 @@ import pytest
 
 from tests.tiny_images import write_tiny_shards
 from vitwarm.cli import main
+from vitwarm.commands import COMMANDS, load_command
 from vitwarm.config import WarmupRun, find_recipe, load_config
 from vitwarm.warmup import run_warmup, warmup_folder
 
@@ -87,6 +88,23 @@ def test_the_readme_is_short_and_its_pictures_small() -> None:
     assert sum(path.stat().st_size for path in (ROOT / "docs/images").iterdir()) < 300_000
 
 
+def test_the_readme_draws_brackets_as_the_command_prints_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = r"^```\n\$ vitwarm (rules show [^#\n]*[^# \n])[^\n]*\n(.*?)^```"
+    block = re.search(shown, (ROOT / "README.md").read_text(), re.S | re.M)
+    assert block is not None
+    assert main(shlex.split(block[1])) == 0
+    assert capsys.readouterr().out == block[2]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
+def test_commands_that_are_said_to_have_a_dry_run_have_one(page: str) -> None:
+    (said,) = re.findall(r"^(.*) have `--dry-run`", (ROOT / page).read_text(), re.M)
+    has = [n for n in COMMANDS if "--dry-run" in load_command(n)[1].format_help()]
+    assert sorted(re.findall(r"`(\w+)`", said)) == sorted(has)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which everything lies that the pages speak of."""
@@ -99,6 +117,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for folder in (home / "data", home / "data/imagenet-1k-wds"):
                 shutil.copy(tar, folder / f"imagenet1k-{split}-{number:04d}.tar")
     write_pictures(home / "cifar100")
+    shutil.copytree(home / "cifar100/train", home / "my_images")
     for name, recipe in (("warmup", None), ("vit_base_dyck64", "warmup/vit_base_dyck64")):
         words = [*TOY["warmup"].split(), f"run.root={home}/runs", "warmup.micro_batch_size=null"]
         config = load_config(WarmupRun, None if recipe is None else find_recipe(recipe), words)
@@ -124,7 +143,7 @@ def write_pictures(folder: Path) -> None:
 def at_toy_size(command: str, home: Path) -> list[str]:
     """The command's words, with the reader's folder and few steps."""
     command = re.sub(r"imagenet1k-(\w+)-\{0000\.\.\d+\}", r"imagenet1k-\1-{0000..0001}", command)
-    command = command.replace(" cifar100 shards", " cifar100 made")  # `shards` is there already
+    command = re.sub(r"( cifar100| my_images) shards", r"\1\1_made", command)  # `shards` is there
     command = command.replace("/data/", f"{home}/data/").replace("...", f"{home}/shards/train")
     words = [re.sub(r"^run\.devices=8$", "run.devices=2", word) for word in shlex.split(command)]
     stage = next((name for name in TOY if name in words or f"scripts/{name}.py" in words), "")
