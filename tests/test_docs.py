@@ -26,6 +26,7 @@ TOY = {
     "train": "train.steps=2 train.batch_size=4 train.evaluations=1 train.micro_batch_size=2 "
     "run.device=cpu run.workers=0 handoff.allow_failed=true",
     "sweep": "--dry-run",
+    "handoff": "--allow-failed",
 }
 #: Not run here, and where it is.
 ELSEWHERE = {

@@ -16,6 +16,7 @@ What is pushed is a trunk, or the model that a training exported, with a card fr
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -54,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scope", default="all", choices=["all", "attention", "mlp"])
     parser.add_argument("--blocks", help="-4: or 0,1,2; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the fresh tensors (default 0)")
+    parser.add_argument(
+        "--allow-failed", action="store_true", help="hand off a trunk that learned nothing, too"
+    )
     parser.add_argument("--attention-of", choices=["A", "B"], help="graft: MLPs of the other")
     parser.add_argument("--first-blocks", type=int, metavar="N", help="graft: N of A, rest of B")
     parser.add_argument(
@@ -104,6 +108,10 @@ def run(args: argparse.Namespace) -> int:
     from vitwarm.trunk import load_trunk
 
     trunk = None if args.trunks[0].lower() == "none" else load_trunk(args.trunks[0])
+    if trunk and args.trunks[0].startswith("hf-hub:"):  # not the cache, which says nothing
+        trunk = dataclasses.replace(trunk, path=Path(args.trunks[0]))
+    if trunk and not args.allow_failed:
+        _refuse_failed(args.trunks[0], trunk.facts)
     facts = trunk.metadata if trunk else {}
     model = args.model or facts.get("model")
     if not model:
@@ -126,6 +134,18 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(f'timm.create_model("local-dir:{out}", pretrained=True)')
     return 0
+
+
+def _refuse_failed(name: str, facts: dict[str, Any]) -> None:
+    """Refuses what a training would refuse: a trunk that learned nothing."""
+    if facts.get("verdict") == "not learned":
+        raise HandoffError(
+            f"the warm-up of {name} learned nothing (held-out accuracy "
+            f"{facts.get('hidden_accuracy_percent') or 0:.1f} %, chance "
+            f"{facts.get('chance_percent') or 0:.1f} %, order-blind baseline "
+            f"{facts.get('order_blind_percent') or 0:.1f} %); that is worse than none. Warm up "
+            "again, or give --allow-failed."
+        )
 
 
 def _push(args: argparse.Namespace) -> int:
