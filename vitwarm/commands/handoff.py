@@ -20,11 +20,14 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitwarm.config import NO_FRESH_MODEL
 from vitwarm.errors import ConfigError, HandoffError
 from vitwarm.files import write_text
+
+if TYPE_CHECKING:
+    from vitwarm.trunk import Trunk
 
 #: What `expand` alone takes.
 _EXPANSION = ("depth", "width", "scale", "vectors", "order")
@@ -105,13 +108,8 @@ def run(args: argparse.Namespace) -> int:
             "vitwarm handoff graft A B --attention-of A --out FILE."
         )
     from vitwarm.handoff import attach, export_model
-    from vitwarm.trunk import load_trunk
 
-    trunk = None if args.trunks[0].lower() == "none" else load_trunk(args.trunks[0])
-    if trunk and args.trunks[0].startswith("hf-hub:"):  # not the cache, which says nothing
-        trunk = dataclasses.replace(trunk, path=Path(args.trunks[0]))
-    if trunk and not args.allow_failed:
-        _refuse_failed(args.trunks[0], trunk.facts)
+    trunk = _load(args.trunks[0], allow_failed=args.allow_failed)
     facts = trunk.metadata if trunk else {}
     model = args.model or facts.get("model")
     if not model:
@@ -136,9 +134,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_failed(name: str, facts: dict[str, Any]) -> None:
-    """Refuses what a training would refuse: a trunk that learned nothing."""
-    if facts.get("verdict") == "not learned":
+def _load(name: str, *, allow_failed: bool) -> Trunk | None:
+    """Loads the trunk, unless it learned nothing, as a training does."""
+    from vitwarm.trunk import load_trunk
+
+    if name.lower() == "none":
+        return None
+    trunk = load_trunk(name)
+    facts = trunk.facts
+    if facts.get("verdict") == "not learned" and not allow_failed:
         raise HandoffError(
             f"the warm-up of {name} learned nothing (held-out accuracy "
             f"{facts.get('hidden_accuracy_percent') or 0:.1f} %, chance "
@@ -146,6 +150,9 @@ def _refuse_failed(name: str, facts: dict[str, Any]) -> None:
             f"{facts.get('order_blind_percent') or 0:.1f} %); that is worse than none. Warm up "
             "again, or give --allow-failed."
         )
+    if name.startswith("hf-hub:"):  # a path in the cache would say nothing
+        return dataclasses.replace(trunk, path=Path(name))
+    return trunk
 
 
 def _push(args: argparse.Namespace) -> int:
