@@ -298,8 +298,10 @@ def _interval_words(value: Interval) -> str:
 
 def _saving_sentence(found: Saving) -> str:
     estimate, needs = found.needs.estimate, found.needs
+    n = len(needs.per_seed)
     goal = (
-        f"the {percent(found.accuracy)} % of {found.reference} with {count(found.n_images)} images"
+        f"the {percent(found.accuracy)} % of {found.reference} with {count(found.n_images)} images "
+        f"(n = {n} seed{'s' if n != 1 else ''} that {'have' if n != 1 else 'has'} every size)"
     )
     if not found.told:
         why = (
