@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import shlex
@@ -9,6 +10,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -71,13 +74,57 @@ def test_the_pages_are_full_of_commands() -> None:
     assert all(any(part in command for command in shown) for part in ("pip ", "--nnodes"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def load_hooks() -> Any:
+    """The module that mkdocs calls."""
     spec = importlib.util.spec_from_file_location("make_docs", ROOT / "scripts/make_docs.py")
     assert spec is not None
     assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
+    return made
+
+
+def test_bars_in_tables_are_right_on_the_site() -> None:
+    shown = load_hooks().on_page_markdown("| `a` | `0\\|1<2` |\n`x\\|y` is no table\n")
+    assert shown == "| `a` | <code>0&#124;1&lt;2</code> |\n`x\\|y` is no table\n"
+
+
+def test_links_of_the_notebook_lead_to_pages_and_to_files() -> None:
+    text = (ROOT / "docs/five-minutes.ipynb").read_text()
+    links = re.findall(r"\]\(([\w./-]+\.(?:md|ipynb))\)", text)
+    assert len(links) == 3
+    assert all((ROOT / "docs" / link).exists() for link in links)  # as GitHub shows it
+    asked: list[str] = []
+    files = SimpleNamespace(
+        get_file_from_path=lambda name: asked.append(name) or files,
+        url_relative_to=lambda page: f"../{Path(asked[-1]).stem}/",
+    )
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="five-minutes.ipynb"))
+    for link in links:
+        shown = load_hooks().on_page_content(f'<a href="{link}">', page=page, files=files)
+        assert shown == f'<a href="../{Path(link).stem.lower()}/">'
+
+
+def test_what_a_call_returns_and_raises_stands_apart() -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="reference.md"))
+    text = "<p>Does.</p>\n<p>Returns: it.\nRaises:\n    AError: a.\n    BError: b.</p>"
+    assert load_hooks().on_page_content(text, page=page, files=None).split("\n") == [
+        "<p>Does.</p>", "", "<p><b>Returns</b>: it.</p>",
+        "<p><b>Raises</b>: AError: a.<br>BError: b.</p>",
+    ]  # fmt: skip
+
+
+def test_names_of_the_reference_can_be_imported() -> None:
+    text = (ROOT / "docs/reference.md").read_text()
+    names = re.findall(r"^::: ([\w.]+)$|heading: ([\w.]+)}", text, re.M)
+    for name in ["".join(pair) for pair in names]:
+        home, _, last = name.rpartition(".")
+        assert hasattr(importlib.import_module(home), last), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    made = load_hooks()
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if target.startswith("http") or (page.parent.name == "docs" and target in made.PAGES):
             continue
