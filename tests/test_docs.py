@@ -116,7 +116,7 @@ def test_what_a_call_returns_and_raises_stands_apart() -> None:
 
 def test_names_of_the_reference_can_be_imported() -> None:
     text = (ROOT / "docs/reference.md").read_text()
-    names = re.findall(r"^::: ([\w.]+)$|heading: ([\w.]+)}", text, re.M)
+    names = re.findall(r"^::: ([\w.]+)$|heading: ([\w.]+)", text, re.M)
     for name in ["".join(pair) for pair in names]:
         home, _, last = name.rpartition(".")
         assert hasattr(importlib.import_module(home), last), name
