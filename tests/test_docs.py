@@ -14,11 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_stages import FAKE
 
 from tests.tiny_images import write_tiny_shards
 from vitwarm.cli import main
 from vitwarm.commands import COMMANDS, load_command
-from vitwarm.config import WarmupRun, find_recipe, load_config
+from vitwarm.config import SweepConfig, WarmupRun, find_recipe, load_config
+from vitwarm.sweep import show_plan
 from vitwarm.warmup import run_warmup, warmup_folder
 
 ROOT = Path(__file__).parent.parent
@@ -153,6 +155,19 @@ def test_commands_that_are_said_to_have_a_dry_run_have_one(page: str) -> None:
     assert sorted(re.findall(r"`(\w+)`", said)) == sorted(has)
 
 
+def test_a_sweep_that_a_page_shows_whole_is_one(tmp_path: Path) -> None:
+    blocks = re.findall(
+        r"^```yaml\n(.*?)^```", (ROOT / "docs/imagenet.md").read_text(), re.S | re.M
+    )
+    for number, text in enumerate(blocks):
+        (tmp_path / f"{number}.yaml").write_text(text)
+        config = load_config(SweepConfig, tmp_path / f"{number}.yaml")
+        assert "14 image trainings" in show_plan(config, recipe=None, stages=FAKE)
+        assert find_recipe(config.base).is_file()
+        assert all(find_recipe(arm.warmup) for arm in config.arms.values() if arm.warmup)
+    assert len(blocks) == 1
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which everything lies that the pages speak of."""
@@ -166,12 +181,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 shutil.copy(tar, folder / f"imagenet1k-{split}-{number:04d}.tar")
     write_pictures(home / "cifar100")
     shutil.copytree(home / "cifar100/train", home / "my_images")
-    for name, recipe in (("warmup", None), ("vit_base_dyck64", "warmup/vit_base_dyck64")):
-        words = [*TOY["warmup"].split(), f"run.root={home}/runs", "warmup.micro_batch_size=null"]
-        config = load_config(WarmupRun, None if recipe is None else find_recipe(recipe), words)
+    for root, name, recipe, more in (
+        ("runs", "warmup", None, []),
+        ("runs", "vit_base_dyck64", "warmup/vit_base_dyck64", []),
+        ("laptop", "warmup", None, words_of_the_laptop()),
+    ):
+        words = [*TOY["warmup"].split(), f"run.root={home}/{root}", "warmup.micro_batch_size=null"]
+        path = None if recipe is None else find_recipe(recipe)
+        config = load_config(WarmupRun, path, [*words, *more])
         run_warmup(config)
-        (home / f"runs/{name}-1a2b3c4d").symlink_to(warmup_folder(config))
+        (home / f"{root}/{name}-1a2b3c4d").symlink_to(warmup_folder(config))
     return home
+
+
+def words_of_the_laptop() -> list[str]:
+    """The words of the laptop's own model, whose trunk its training takes."""
+    text = (ROOT / "docs/laptop.md").read_text()
+    return re.findall(r'"(warmup\.model_kwargs=[^"]*)"', text)
 
 
 def write_pictures(folder: Path) -> None:

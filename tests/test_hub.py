@@ -101,6 +101,9 @@ def test_a_trunk_is_pushed_and_fetched_bit_for_bit(hub: Hub, warmed: Path, tmp_p
 def check_trunk_card(card: str, warmed: Path) -> None:
     (record,) = read_records(warmed)
     assert "library_name: vitwarm" in card
+    assert (
+        'import vitwarm\n\nvit, audit = vitwarm.attach("hf-hub:me/trunk"' in card
+    )  # as docs/api.md
     assert '"name": "dyck"' in card
     assert '"n_kinds": 8' in card
     assert "12 steps, 96 sequences, 1,536 tokens" in card
