@@ -47,7 +47,7 @@ def describe_plan(plan: Plan, config: SweepConfig, stages: Stages) -> str:
     for row in warmups:
         state = "" if row.key in waiting else "  (done)"
         lines.append(
-            f"  {describe_row(row)}: {row.steps or 0:,} steps, {row.samples:,} sequences, "
+            f"  {describe_row(row)}: {plural(row.steps or 0, 'step')}, {row.samples:,} sequences, "
             f"{row.tokens or 0:,} tokens{state}"
         )
     lines += [f"  {describe_row(r)}{'' if r.key in waiting else '  (done)'}" for r in inits]
@@ -70,10 +70,10 @@ def _training_lines(trainings: list[Row], waiting: set[str], samples: dict[str, 
         setting = "".join(f" {name}={value}" for name, value in rows[0].setting.items())
         n_done = sum(row.key not in waiting for row in rows)
         done = f", {n_done} done" if n_done else ""
-        steps = rows[0].steps or 0
+        each = f"{plural(rows[0].steps or 0, 'step')}, {rows[0].samples:,} images seen"
         lines.append(
-            f"  {arm:<{width}} {n_images:>9,} images: {steps:,} steps, {rows[0].samples:,} images "
-            f"seen, x {plural(len(rows), 'seed')}{done}{setting}{_surplus(rows[0], samples)}"
+            f"  {arm:<{width}} {n_images:>9,} images: {each}, x {plural(len(rows), 'seed')}"
+            f"{done}{setting}{_surplus(rows[0], samples)}"
         )
     return lines
 
