@@ -209,8 +209,9 @@ def _checked(model_kwargs: Any) -> dict[str, Any]:
 
 def _refuse_unused(args: argparse.Namespace, what: str, *more: str) -> None:
     """Refuses options of a hand-off on what only makes a trunk file."""
-    plain = {"scope": "all", "seed": 0}
-    flags = ["--num-classes", "--img-size", "--scope", "--blocks", "--seed", *more]
+    plain = {"scope": "all", "seed": 0, "allow_failed": False}
+    flags = ["--num-classes", "--img-size", "--scope", "--blocks", "--seed", "--allow-failed"]
+    flags += more
     fields = {flag: flag.removeprefix("--").replace("-", "_") for flag in flags}
     unused = [flag for flag, name in fields.items() if getattr(args, name) != plain.get(name)]
     if unused:
