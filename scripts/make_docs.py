@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import html
 import inspect
 import io
 import re
@@ -23,6 +24,8 @@ SMALL = {
     "dyck": "n_kinds=3", "shuffle-dyck": "n_kinds=3", "eca": "grid=[4,8]",
     "mixture": "of=[dyck,copy]", "curriculum": "of=[copy,dyck] n_sequences=2",
 }  # fmt: skip
+#: Files of the repository that the notebook links to, as GitHub shows it, and their pages.
+_PAGE_OF = {"../configs/RESULTS.md": "results.md"}
 _LINKS = r"\[([^]]+)\]\((?!http|#)[^)]+\)"
 EXAMPLES = ["--n", "2", "--tokens", "32"]
 
@@ -34,6 +37,41 @@ def on_files(files: Any, config: Any) -> Any:
     for name, page in PAGES.items():
         files.append(File.generated(config, name, content=page()))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    r"""In a table GitHub reads `a\|b` in code as a|b, Python-Markdown shows the backslash."""
+    return re.sub(
+        r"^\|.*$",
+        lambda row: re.sub(r"`([^`]*\\\|[^`]*)`", _code_with_bars, row[0]),
+        markdown,
+        flags=re.M,
+    )
+
+
+def _code_with_bars(found: re.Match[str]) -> str:
+    return (
+        f"<code>{html.escape(found[1].replace(chr(92) + '|', '|')).replace('|', '&#124;')}</code>"
+    )
+
+
+def on_page_content(html: str, page: Any, files: Any, **_: Any) -> str:
+    """Links of the notebook lead to pages; `Returns:` and `Raises:` stand on lines of their own."""
+    if page.file.src_uri.endswith(".ipynb"):
+        return re.sub(r'href="([\w./-]+\.md)"', lambda link: _to_page(link[1], page, files), html)
+    if page.file.src_uri == "reference.md":
+        html = html.replace(">make_report<", ">report<")  # its name for others
+        html = re.sub(r"(?:<p>|\s)(Returns|Raises):\s+", r"</p>\n<p><b>\1</b>: ", html)
+        html = re.sub(r"(?m)^(\s*)</p>$", r"\1", html)  # of a paragraph that begins with it
+        return re.sub(r"\n\s*(?=(?:\w+Error, )*\w+Error: )", "<br>", html)
+    return html
+
+
+def _to_page(link: str, page: Any, files: Any) -> str:
+    target = files.get_file_from_path(_PAGE_OF.get(link, link))
+    if target is None:
+        raise RuntimeError(f"{page.file.src_uri} links to {link}, which is no page")
+    return f'href="{target.url_relative_to(page.file)}"'
 
 
 def main() -> int:

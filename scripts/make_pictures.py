@@ -31,7 +31,7 @@ def main() -> int:
     _warm_up(axes)
     _arrow(axes, (31, 17), (38, 17), "trunk\nfile")
     _image_model(axes)
-    _arrow(axes, (65, 17), (71, 17), "")
+    _arrow(axes, (64.5, 17), (69, 17), "")
     _curve(axes)
     IMAGES.mkdir(parents=True, exist_ok=True)
     figure.savefig(

@@ -317,6 +317,14 @@ def test_recipes_are_listed_shown_and_copied_with_what_they_name(
     assert load_config(SweepConfig, "configs/sweep/ablation_depth.yaml").name == "ablation_depth"
     assert main(["configs", "copy", "sweep/ablation_depth"]) == 2
     assert "already exists" in capsys.readouterr().err
+    assert main(["configs", "copy", "train/deit_small", "my/deit.yaml"]) == 0
+    assert capsys.readouterr().out == "my/deit.yaml\n"
+    needed = ["data.train=x", "data.val=x"]
+    assert load_config(TrainRun, "my/deit.yaml", needed).train.model.startswith("deit_small")
+    assert main(["configs", "copy", "train/deit_small", "my/deit.yaml"]) == 2
+    assert "my/deit.yaml already exists" in capsys.readouterr().err
+    assert main(["configs", "copy", "sweep/ablation_depth", "my/sweep.yaml"]) == 2
+    assert "names others (ablation_reference.yaml" in capsys.readouterr().err
     assert main(["configs", "fields", "mixup"]) == 0
     assert "train.mixup_prob" in capsys.readouterr().out
     assert main(["configs", "fields", "mixupp"]) == 2

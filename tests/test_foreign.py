@@ -277,6 +277,7 @@ def test_a_checkpoint_as_trunk_is_told_of_the_import(
     for words, says in (
         (["import"], "import takes one file"),
         (["import", "w.pth", "--num-classes", "3"], "--num-classes has no effect on an import"),
+        (["import", "w.pth", "--allow-failed"], "--allow-failed has no effect on an import"),
     ):
         assert main(["handoff", *words, "--out", "t"]) == 2
         assert says in capsys.readouterr().err

@@ -244,6 +244,22 @@ def test_a_range_beyond_the_blocks_is_refused(blocks: str, warmed: Path) -> None
         attach(warmed, model=VIT, blocks=blocks, **SMALL)
 
 
+def test_the_command_refuses_a_trunk_that_learned_nothing_unless_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {"verdict": "not learned", "hidden_accuracy_percent": "6.1", "chance_percent": "6.2"}
+    trunk = save_trunk(tmp_path / "t.safetensors", build_model(VIT, seed=0, **SMALL), facts)
+    shape = json.dumps({name: value for name, value in SMALL.items() if name != "img_size"})
+    words = ["handoff", str(trunk), "--model", VIT, "--model-kwargs", shape, "--img-size", "32"]
+    words += ["--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "learned nothing (held-out accuracy 6.1 %, chance 6.2 %" in said
+    assert "give --allow-failed" in said
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--allow-failed"]) == 0
+
+
 @pytest.mark.parametrize("size", ["abc", "0", "8x8x8", "192x"])
 def test_a_size_that_is_none_gets_a_sentence(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

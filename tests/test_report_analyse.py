@@ -291,7 +291,7 @@ def test_of_many_arms_the_findings_name_the_significant_ones(tmp_path: Path) -> 
     arms |= {f"dyck, k={i}": law for i in range(2, 9)}
     write_sweep(tmp_path, arms=arms, sizes=(100, 1000), noise=0.02)
     (text,) = [text for text in headlines(only(tmp_path)) if "significantly" in text]
-    assert " of 8 arms differ significantly from default with 1,000 images, in points" in text
+    assert "1 of 8 arms differs significantly from default with 1,000 images, in points" in text
     assert "dyck, k=1 +" in text
 
 

@@ -53,9 +53,22 @@ function look(name) {
   let saved = "";
   const Real = view.Blob;
   view.Blob = function (parts, kind) { saved = parts[0]; return new Real(parts, kind); };
-  page.querySelector('figure[data-name="differences"] .tool').click();
+  const [asCsv, asSvg] = page.querySelectorAll('figure[data-name="differences"] .tool');
+  asCsv.click();
+  const csv = saved;
+  asSvg.click();
   const tools = page.querySelectorAll(".tool").length;
-  const homes = page.querySelectorAll("figure, table").length;
+  const homes = 2 * page.querySelectorAll("figure").length + page.querySelectorAll("table").length;
+  const copy = [...page.querySelectorAll(".scroll")].map((s) => {
+    const button = s.querySelector("caption .tool").getBoundingClientRect();
+    const box = s.getBoundingClientRect();
+    return button.left >= box.left && button.right <= box.right;
+  });
+  const captions = [...page.querySelectorAll("caption")];
+  const paired = captions.find((c) => c.textContent.startsWith("Matched"));
+  let copied = "";
+  page.execCommand = () => { copied = page.activeElement.value; return true; };
+  paired.querySelector(".tool").click();
   const box = page.querySelector("figure").getBoundingClientRect();
   const marker = page.querySelector("figure svg [data-tip]");
   const move = {bubbles: true, clientX: 9, clientY: 9};
@@ -63,7 +76,8 @@ function look(name) {
   return {
     scroll: page.documentElement.scrollWidth, width: view.innerWidth, pictures: seen.length,
     left: box.left, right: box.right, parts, hidden, pressed, sorted,
-    saved, tools, homes, smallest: Math.min(...small), tip: page.getElementById("tip").textContent,
+    saved, csv, copy, copied, tools, homes, smallest: Math.min(...small),
+    tip: page.getElementById("tip").textContent,
     paper: view.getComputedStyle(page.body).backgroundColor,
     ink: view.getComputedStyle(page.body).color,
     line: view.getComputedStyle(page.querySelector("svg .curve")).stroke,
@@ -133,7 +147,11 @@ def test_page_works_on_desktop_and_phone(report: Path, scheme: str, number: int)
         assert 0 <= view["left"] < view["right"] <= view["width"]
         assert view["pictures"] >= 12
         assert view["fetched"] == []
-        assert view["tools"] == view["homes"]  # one button for each picture and table
+        assert view["tools"] == view["homes"]  # CSV and SVG of a picture, Copy of a table
+        assert all(view["copy"])  # within the frame, however wide the table
+        assert view["csv"].startswith("arm,reference,images,seed,difference_points\ndyck,default,")
+        assert "dyck - default\t1000\t" in view["copied"]
+        assert not re.search(r"−|\d,\d{3}", view["copied"])
         words = [text.text for text in ElementTree.fromstring(view["saved"]).iter(f"{SVG}text")]
         assert words[-2:] == ["dyck", "shuffled"]  # the legend, in a file that is XML
         assert ".whisker" in view["saved"]

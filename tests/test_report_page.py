@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import re
 from html.parser import HTMLParser
@@ -17,7 +18,9 @@ from vitwarm.errors import ReportError
 from vitwarm.report import run_report
 from vitwarm.report.analyse import choose_colors
 from vitwarm.report.compare import compare
+from vitwarm.report.drawings import draw_all
 from vitwarm.report.panel import Scale, ratio_ticks, spread, tick_text, ticks
+from vitwarm.report.points import to_csv
 
 VOID = {"meta", "link", "line", "path", "circle", "rect", "polygon", "br"}
 
@@ -168,6 +171,46 @@ def test_a_report_is_compared_with_an_earlier_one(tmp_path: Path) -> None:
         (tmp_path / "old" / "report.json").write_text(content)
         with pytest.raises(ReportError, match="Give the folder of an earlier report"):
             compare(analyses, tmp_path / "old")
+
+
+def test_the_terminal_says_what_differs_from_an_earlier_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sweep(tmp_path / "a", arms={"default": law, "dyck": law}, seeds=3)
+    write_sweep(tmp_path / "b", arms={"default": law, "dyck": lambda n: law(n) - 9, "x": law})
+    old, new = str(tmp_path / "old"), str(tmp_path / "new")
+    assert main(["report", str(tmp_path / "a"), "--out", old]) == 0
+    assert "Against" not in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "b"), "--out", new, "--against", old]) == 0
+    (line,) = (one for one in capsys.readouterr().out.splitlines() if one.startswith("Against"))
+    assert "6 of 9 accuracies are in both reports; the largest change is −" in line
+    assert "points, dyck with " in line
+
+
+def test_a_saving_says_how_many_seeds_it_is_from(tmp_path: Path) -> None:
+    lost = [("dyck", 300, seed) for seed in range(3, 8)]
+    arms = {"default": law, "dyck": lambda n: law(n * 1.4)}
+    write_sweep(tmp_path / "runs", arms=arms, seeds=8, skip=lost)
+    text, parsed = page_of(tmp_path / "runs", tmp_path / "out")
+    said = (
+        r"To match the [0-9.]+ % of default with 1,000 images \(n = 3 seeds that have every size\)"
+    )
+    assert re.search(said, text.replace("\xa0", " "))
+    assert "Images needed for equal accuracy: seeds that have every size" in "".join(parsed.texts)
+
+
+def test_a_pictures_numbers_are_those_of_every_seed(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "runs", arms={"default": law, "a, b": law}, seeds=3)
+    (analysis,) = run_report([tmp_path / "runs"], tmp_path / "out").analyses
+    for name, _, _ in draw_all(analysis):
+        rows = list(csv.reader(to_csv(analysis, name).splitlines()))
+        assert len(rows) > 3, name
+        assert {len(row) for row in rows} == {len(rows[0])}
+        assert not re.search("[−–]", to_csv(analysis, name))
+    rows = list(csv.reader(to_csv(analysis, "accuracy").splitlines()))
+    assert rows[0] == ["arm", "images", "seed", "top1_percent"]
+    points = {(c.arm, c.n_images, p.seed): p.value for c in analysis.cells for p in c.points}
+    assert {(a, int(n), int(s)): float(v) for a, n, s, v in rows[1:]} == pytest.approx(points)
 
 
 def test_tables_for_papers_are_escaped(tmp_path: Path) -> None:

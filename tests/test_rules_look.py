@@ -3,12 +3,15 @@
 import io
 import json
 import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vitwarm import cli
-from vitwarm.rules import PRESETS, RULES
+from vitwarm.rules import PRESETS, RULES, make_rule
+from vitwarm.rules.look.draw import COLORS, draw_sequence
 
 
 def _run(*words: str) -> int:
@@ -73,6 +76,20 @@ def test_colours_on_a_terminal_only_and_not_where_they_are_unwanted(
         monkeypatch.setitem(os.environ, "NO_COLOR", no_color)
         assert _run("show", "dyck", "--n", "1") == 0
         assert ("\x1b[7m" in terminal.getvalue()) is (not no_color)
+
+
+def test_every_colour_can_be_read_on_black_and_on_white() -> None:
+    def linear(level: int) -> float:
+        share = (0, 95, 135, 175, 215, 255)[level] / 255
+        return share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4
+
+    for color in COLORS:
+        levels = (color - 16) // 36, (color - 16) // 6 % 6, (color - 16) % 6
+        parts = zip((0.2126, 0.7152, 0.0722), levels, strict=True)
+        light = 0.05 + sum(weight * linear(level) for weight, level in parts)
+        assert min(light / 0.05, 1.05 / light) > 3, color  # WCAG's least for large signs
+    text = draw_sequence(make_rule("dyck"), np.arange(64), np.zeros(64), columns=99, colour=True)
+    assert {int(n) for n in re.findall(r"38;5;(\d+)m", "".join(text))} == set(COLORS)
 
 
 def test_stats_as_table_json_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -217,10 +217,24 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_done(tmp_path: Path) -> None
     assert "200 steps, 10,000 images seen, x 2 seeds" in text
     assert "456 steps, 22,800 images seen" in text  # train longer: 200 + 12,800 / 50
     assert "none yet" in text
+    assert "rows      19: 1 warm-up, 2 initialisations, 16 image trainings; 0 have" in text
+    assert "\n  init mimetic · seed 1\n" in text
     run_sweep(config, recipe=path, stages=FAKE, say=lambda text: None)
     text = show_plan(config, recipe=path, stages=FAKE)
     assert "19 have their result" in text
     assert "nothing is left to run" in text
+
+
+def test_the_estimate_is_from_runs_of_the_same_shape_alone(tmp_path: Path) -> None:
+    config, path = config_of(tmp_path, SWEEP)
+    run_sweep(config, recipe=path, stages=FAKE, say=lambda text: None)
+    for other, says in (
+        ("seeds=[7]", "samples/s, the median of 16 earlier runs"),
+        ("set={train.img_size: 96}", "none yet: no run of this model at this size"),
+        ("set={train.model_kwargs: {depth: 2}}", "none yet: no run of this model at this size"),
+    ):
+        config, _ = config_of(tmp_path, SWEEP, other)
+        assert says in show_plan(config, recipe=path, stages=FAKE)
 
 
 def test_slots_share_cores_or_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,30 @@ def test_doctors_table_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(line[start - 2 : start] == "  " and line[start] != " " for line in lines)
 
 
+def test_a_models_verdict_is_a_table_unless_json_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["doctor", "--model", "resnet18", "--model", "test_vit"]) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("BAD resnet18  ")
+    assert "no transformer blocks" in first
+    assert second == "ok  test_vit  can be warmed up and handed off"
+
+
+def test_the_plan_is_aligned_and_says_nothing_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = "warmup.model_kwargs={depth: 1, embed_dim: 16, num_heads: 2, img_size: 32}"
+    words = ["warmup", "--rule", "dyck", "--budget", "2steps", shape, "run.device=cpu"]
+    assert main([*words, "warmup.batch_size=2", "--out", str(tmp_path), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.split("\n\n")[-1].splitlines()
+    keys = [line.split()[0] for line in lines]
+    assert len(keys) == len(set(keys))
+    assert "position_scale" in keys
+    start = len("position_scale  ")
+    assert all(line[start - 2 : start] == "  " and line[start] != " " for line in lines)
+
+
 def test_columns() -> None:
     assert columns([("a", "bb"), ("ccc", "d")]) == "a    bb\nccc  d"
 
@@ -90,6 +114,22 @@ def test_bash_completes_commands_options_fields_and_recipes(script: Path) -> Non
     assert complete(script, "configs", "co") == ["copy"]
     assert complete(script, "completion", "") == ["bash", "zsh", "--help", "--debug"]
     assert complete(script, "nothing", "--") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("configs", "show", "train/deit_"), ["train/deit_base", "train/deit_small"]),
+        (("configs", "copy", "train/deit_s"), ["train/deit_small"]),
+        (("handoff", "ex"), ["expand"]),
+        (("warmup", "--rule", "dyck-p"), ["dyck-p49", "dyck-p50"]),
+        (("rules", "show", "shuffled"), ["shuffled"]),
+        (("rules", "stats", "dyck-unc"), ["dyck-uncapped"]),
+        (("rules", "show", "dyck", "--tok"), ["--tokens"]),
+    ],
+)
+def test_bash_completes_names(script: Path, words: tuple[str, ...], offered: list[str]) -> None:
+    assert sorted(complete(script, *words)) == offered
 
 
 @pytest.mark.slow

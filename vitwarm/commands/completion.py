@@ -1,4 +1,4 @@
-"""Print what completes the words of `vitwarm` in a shell: commands, options, fields, recipes.
+"""Print what completes the words of `vitwarm` in a shell: commands, options, fields, names.
 
     vitwarm completion bash > ~/.local/share/bash-completion/completions/vitwarm
     vitwarm completion zsh > ~/.vitwarm-completion
@@ -16,17 +16,20 @@ from collections.abc import Iterator
 from vitwarm.commands import COMMANDS, load_command
 from vitwarm.config import list_recipes
 from vitwarm.config.fields import LABEL, SCHEMAS, fields_of
+from vitwarm.rules import PRESETS, RULES
 
 _SCRIPT = """\
 _vitwarm() {{
     local current=${{COMP_WORDS[COMP_CWORD]}} words=
     if [[ $COMP_CWORD == 1 ]]; then
         words={commands}
-    elif [[ ${{COMP_WORDS[COMP_CWORD-1]}} == --config ]]; then
-        words={recipes}
     else
-        case ${{COMP_WORDS[1]}} in
+        case "${{COMP_WORDS[COMP_CWORD-1]}} ${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}" in
+        "--config "*|"show configs show"|"copy configs copy") words={recipes} ;;
+        "--rule "*|"show rules show"|"stats rules stats") words={rules} ;;
+        *) case ${{COMP_WORDS[1]}} in
 {cases}
+        esac ;;
         esac
     fi
     COMPREPLY=($(compgen -W "$words" -- "$current"))
@@ -36,6 +39,10 @@ _vitwarm() {{
 }}
 complete -o default -F _vitwarm vitwarm
 """
+
+
+#: What the first word of a command may be beside a path.
+_FIRST = {"handoff": ("graft", "expand", "import", "push")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +62,7 @@ def make_script() -> str:
     """Returns the function for bash; zsh runs it through its bashcompinit."""
     return _SCRIPT.format(
         commands=shlex.quote(" ".join(COMMANDS)),
+        rules=shlex.quote(" ".join([*RULES, *PRESETS])),
         recipes=shlex.quote(" ".join(list_recipes())),
         cases="\n".join(
             f"            {name}) words={shlex.quote(' '.join(_words_of(name)))} ;;"
@@ -65,10 +73,11 @@ def make_script() -> str:
 
 def _words_of(command: str) -> Iterator[str]:
     """A command's subcommands, options and the fields of its config."""
+    yield from _FIRST.get(command, ())
     parsers = [load_command(command)[1]]
     for action in parsers[0]._actions:
         if not action.option_strings:
-            yield from action.choices or ()
+            yield from action.choices or []
         if isinstance(action, argparse._SubParsersAction):
             parsers += action.choices.values()
     options = [word for one in parsers for action in one._actions for word in action.option_strings]

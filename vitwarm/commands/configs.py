@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     copy = commands.add_parser("copy", help="copy a recipe and those it names, for editing")
     for command in (show, copy):
         command.add_argument("name", help="such as train/deit_small, or a path")
-    copy.add_argument("folder", nargs="?", default="configs", help="default: configs")
+    copy.add_argument(
+        "to", nargs="?", default="configs", help="a folder (default: configs), or FILE.yaml"
+    )
     fields = commands.add_parser("fields", help="what every field means, allows and defaults to")
     fields.add_argument(
         "words", nargs="*", metavar="WORD", help="part of a field's name; none: all"
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.what == "show":
         print(find_recipe(args.name).read_text(), end="")
     elif args.what == "copy":
-        print("\n".join(copy_recipe(args.name, Path(args.folder))))
+        print("\n".join(copy_recipe(args.name, Path(args.to))))
     elif args.markdown:
         print(to_markdown(), end="")
     else:
@@ -53,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
 def copy_recipe(name: str, folder: Path) -> list[str]:
     """Copies a recipe and those that it names into a folder laid out as configs/ is.
 
+    Args:
+        folder: or a file, `.yaml`, for a recipe that names no other.
     Returns: a line for each file. What the folder has already stays as it is.
     Raises: ConfigError: no such recipe among those that ship, or the folder has it already.
     """
@@ -60,6 +64,8 @@ def copy_recipe(name: str, folder: Path) -> list[str]:
     first = find_recipe(name).resolve()
     if first not in shipped:
         raise ConfigError(f"{name} is already a file of your own; copy it with cp.")
+    if folder.suffix in (".yaml", ".yml"):
+        return [_copy_alone(first, folder)]
     if (folder / f"{shipped[first]}.yaml").exists():
         raise ConfigError(
             f"{folder / shipped[first]}.yaml already exists. Remove it, or name another folder."
@@ -76,6 +82,18 @@ def copy_recipe(name: str, folder: Path) -> list[str]:
             write_text(copy, path.read_text())
         todo += [find_recipe(other, beside=path.parent).resolve() for other in _named_by(path)]
     return lines
+
+
+def _copy_alone(recipe: Path, to: Path) -> str:
+    if others := list(_named_by(recipe)):
+        raise ConfigError(
+            f"{to} is a file, and the recipe names others ({', '.join(others)}) by where they lie. "
+            "Give a folder: all of them are copied there."
+        )
+    if to.exists():
+        raise ConfigError(f"{to} already exists. Remove it, or name another file.")
+    write_text(to, recipe.read_text())
+    return f"{to}"
 
 
 def _named_by(path: Path) -> Iterator[str]:

@@ -19,6 +19,9 @@ from dataclasses import asdict
 from vitwarm.commands.shared import columns
 from vitwarm.informing import shows_bars
 
+#: Said of a model where nothing is wrong.
+WORKS = "can be warmed up and handed off"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
@@ -64,15 +67,20 @@ def _models(args: argparse.Namespace) -> int:
     names = args.model or list(modules)
     works: dict[str, Counter[bool]] = defaultdict(Counter)
     reasons: dict[str, str] = {}
+    rows: list[tuple[str, str]] = []
     for name in tqdm(names, disable=not shows_bars(), unit="model"):
         verdict = check_model(name)
         module = modules.get(name, "other")
         works[module][verdict.ok] += 1
-        if args.json or args.model:
+        if args.json:
             print(json.dumps(asdict(verdict)), flush=True)
+        elif args.model:
+            rows.append((f"{'ok' if verdict.ok else 'BAD':3} {name}", verdict.why or WORKS))
         elif not verdict.ok:
             reasons.setdefault(module, verdict.why.split("cannot be warmed up: ")[-1])
     expected = sum(works[m][True] for m in PATCH_TRANSFORMERS)
+    if rows:
+        print(columns(rows))
     if not args.json and not args.model:
         for module, counts in works.items():
             print(f"{counts[True]:4} of {counts.total():4}  {module:28}{reasons.get(module, '')}")

@@ -16,14 +16,18 @@ What is pushed is a trunk, or the model that a training exported, with a card fr
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitwarm.config import NO_FRESH_MODEL
 from vitwarm.errors import ConfigError, HandoffError
 from vitwarm.files import write_text
+
+if TYPE_CHECKING:
+    from vitwarm.trunk import Trunk
 
 #: What `expand` alone takes.
 _EXPANSION = ("depth", "width", "scale", "vectors", "order")
@@ -54,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scope", default="all", choices=["all", "attention", "mlp"])
     parser.add_argument("--blocks", help="-4: or 0,1,2; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the fresh tensors (default 0)")
+    parser.add_argument(
+        "--allow-failed", action="store_true", help="hand off a trunk that learned nothing, too"
+    )
     parser.add_argument("--attention-of", choices=["A", "B"], help="graft: MLPs of the other")
     parser.add_argument("--first-blocks", type=int, metavar="N", help="graft: N of A, rest of B")
     parser.add_argument(
@@ -101,9 +108,8 @@ def run(args: argparse.Namespace) -> int:
             "vitwarm handoff graft A B --attention-of A --out FILE."
         )
     from vitwarm.handoff import attach, export_model
-    from vitwarm.trunk import load_trunk
 
-    trunk = None if args.trunks[0].lower() == "none" else load_trunk(args.trunks[0])
+    trunk = _load(args.trunks[0], allow_failed=args.allow_failed)
     facts = trunk.metadata if trunk else {}
     model = args.model or facts.get("model")
     if not model:
@@ -126,6 +132,27 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(f'timm.create_model("local-dir:{out}", pretrained=True)')
     return 0
+
+
+def _load(name: str, *, allow_failed: bool) -> Trunk | None:
+    """Loads the trunk, unless it learned nothing, as a training does."""
+    from vitwarm.trunk import load_trunk
+
+    if name.lower() == "none":
+        return None
+    trunk = load_trunk(name)
+    facts = trunk.facts
+    if facts.get("verdict") == "not learned" and not allow_failed:
+        raise HandoffError(
+            f"the warm-up of {name} learned nothing (held-out accuracy "
+            f"{facts.get('hidden_accuracy_percent') or 0:.1f} %, chance "
+            f"{facts.get('chance_percent') or 0:.1f} %, order-blind baseline "
+            f"{facts.get('order_blind_percent') or 0:.1f} %); that is worse than none. Warm up "
+            "again, or give --allow-failed."
+        )
+    if name.startswith("hf-hub:"):  # a path in the cache would say nothing
+        return dataclasses.replace(trunk, path=Path(name))
+    return trunk
 
 
 def _push(args: argparse.Namespace) -> int:
@@ -182,8 +209,9 @@ def _checked(model_kwargs: Any) -> dict[str, Any]:
 
 def _refuse_unused(args: argparse.Namespace, what: str, *more: str) -> None:
     """Refuses options of a hand-off on what only makes a trunk file."""
-    plain = {"scope": "all", "seed": 0}
-    flags = ["--num-classes", "--img-size", "--scope", "--blocks", "--seed", *more]
+    plain = {"scope": "all", "seed": 0, "allow_failed": False}
+    flags = ["--num-classes", "--img-size", "--scope", "--blocks", "--seed", "--allow-failed"]
+    flags += more
     fields = {flag: flag.removeprefix("--").replace("-", "_") for flag in flags}
     unused = [flag for flag, name in fields.items() if getattr(args, name) != plain.get(name)]
     if unused:

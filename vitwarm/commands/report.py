@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     )
     encoding = sys.stdout.encoding or "utf-8"
     print(terminal_table(paths.analyses).encode(encoding, "replace").decode(encoding), end="\n\n")
+    if paths.changes:
+        print(f"{paths.changes.encode(encoding, 'replace').decode(encoding)}\n")
     if args.open and not webbrowser.open(paths.page.resolve().as_uri()):
         print("There is no web browser to open the page with.", file=sys.stderr)
     print(paths.page)

@@ -172,11 +172,15 @@ def time_step(plan: Plan, forward: Callable[[], Tensor], *, n_samples: int) -> f
 
 def show(plan: Plan, facts: str, *, step_seconds: float, without: str) -> str:
     """Returns the resolved config, the plan, and the time it would take."""
-    return (
-        f"{OmegaConf.to_yaml(OmegaConf.create(to_plain(plan.config)))}\n{plan}\n{facts}\n"
-        f"estimate  {format_seconds(plan.schedule.n_steps * step_seconds)} on this machine's "
-        f"{plan.device.type}, from three passes without {without}"
-    )
+    took = format_seconds(plan.schedule.n_steps * step_seconds)
+    estimate = f"estimate  {took} on this machine's {plan.device.type}, from three passes"
+    rows: dict[str, str] = {}
+    for line in f"{plan}\n{facts}\n{estimate} without {without}".splitlines():
+        name, _, fact = line.partition(" ")
+        rows.setdefault(name, fact.strip())  # what the plan says, the facts need not say again
+    width = max(map(len, rows))
+    config = OmegaConf.to_yaml(OmegaConf.create(to_plain(plan.config)))
+    return "\n".join([config, *(f"{name:<{width}}  {fact}" for name, fact in rows.items())])
 
 
 def choose_attention(model: nn.Module, *, device: torch.device, bf16: bool, n_tokens: int) -> None:

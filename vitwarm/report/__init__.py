@@ -53,6 +53,8 @@ class ReportPaths:
     """One per section."""
     latex: Path
     """tables.tex: accuracy and differences, for papers (needs booktabs)."""
+    changes: str
+    """In one line what differs from an earlier report; empty where none is compared with."""
 
 
 def run_report(
@@ -76,12 +78,13 @@ def run_report(
     Raises: RunError: a root that does not exist, or `out` cannot be written.
         ReportError: nothing there to report on, or nothing to compare with.
     """
-    from vitwarm.report.compare import compare
+    from vitwarm.report.compare import compare, describe_changes
     from vitwarm.report.page import make_page
     from vitwarm.report.tables import write_csvs, write_json, write_latex
 
     analyses = _tell_apart([analyse(section) for section in gather(roots)])
     changes = None if against is None else compare(analyses, Path(against))
+    said = "" if against is None else describe_changes(analyses, Path(against))
     folder = Path(out)
     write_json(analyses, folder / "report.json")
     csvs = write_csvs(analyses, folder)
@@ -94,7 +97,7 @@ def run_report(
     page = folder / "index.html"
     write_text(page, make_page(analyses, title or "Data-efficiency report", changes, more))
     json = folder / "report.json"
-    return ReportPaths(page, json, csvs, pictures, analyses, folder / "tables.tex")
+    return ReportPaths(page, json, csvs, pictures, analyses, folder / "tables.tex", said)
 
 
 def make_report(*runs: str | Path, out: str | Path | None = None, **how: Any) -> Report:

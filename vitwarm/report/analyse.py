@@ -302,7 +302,8 @@ def _check_comparable(records: list[Record], problems: list[str]) -> None:
         problems.append(f"Runs were made by several versions of the code: {', '.join(versions)}.")
     unread = sum(record.unreadable_images or 0 for record in records)
     if unread:
-        problems.append(f"{unread:,} images did not decode and were replaced, over all runs.")
+        what = "image did not decode and was" if unread == 1 else "images did not decode and were"
+        problems.append(f"{unread:,} {what} replaced, over all runs.")
 
 
 def _largest_batch(trials: list[Trial]) -> float:

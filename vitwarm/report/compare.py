@@ -25,13 +25,7 @@ def compare(analyses: Sequence[Analysis], earlier: Path) -> Table:
 
     Raises: ReportError: the folder holds no report that can be read.
     """
-    before = _read(earlier / "report.json")
-    now = {
-        (one.title, cell.arm, cell.n_images): cell.top1
-        for one in analyses
-        for cell in one.cells
-        if cell.top1
-    }
+    before, now = _read(earlier / "report.json"), _means(analyses)
     keys = [key for key in now if key in before]
     keys = list(dict.fromkeys([*keys, *now, *before]))
 
@@ -51,6 +45,34 @@ def compare(analyses: Sequence[Analysis], earlier: Path) -> Table:
     ]
     caption = f"Against the report in {earlier}: mean ± half the width of the 95 % CI."
     return table(caption, keys, columns, sortable=True)
+
+
+def describe_changes(analyses: Sequence[Analysis], earlier: Path) -> str:
+    """Returns one line: how many cells are in both reports, and the largest change of a mean.
+
+    Raises: ReportError: as `compare`.
+    """
+    before, now = _read(earlier / "report.json"), _means(analyses)
+    both = [key for key in now if key in before]
+    line = f"Against {earlier}: {len(both)} of {len(now)} accuracies are in both reports"
+    if not both:
+        return f"{line}."
+    change, key = max(
+        ((now[key].mean - before[key].mean, key) for key in both), key=lambda one: abs(one[0])
+    )
+    return (
+        f"{line}; the largest change is {signed(change, 2)} points, {key[1]} with {count(key[2])} "
+        f"images ({key[0]})."
+    )
+
+
+def _means(analyses: Sequence[Analysis]) -> dict[Key, Interval]:
+    return {
+        (one.title, cell.arm, cell.n_images): cell.top1
+        for one in analyses
+        for cell in one.cells
+        if cell.top1
+    }
 
 
 def _read(path: Path) -> dict[Key, Interval]:

@@ -11,7 +11,7 @@ for (const section of document.querySelectorAll("section.report")) {
     });
   }
 }
-// Copies a table for a spreadsheet; saves a picture with its style and legend.
+// Copies a table for a spreadsheet; saves a picture with its style and legend, or its numbers.
 const tool = (label, place, act) => {
   const button = document.createElement("button");
   button.type = "button";
@@ -20,9 +20,18 @@ const tool = (label, place, act) => {
   button.addEventListener("click", () => act(button));
   place.append(button);
 };
+const save = (text, type, figure, ending) => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], {type}));
+  link.download = `${figure.closest("section").id}-${figure.dataset.name}.${ending}`;
+  link.click();
+  URL.revokeObjectURL(link.href);
+};
+// Numbers as programs read them: no thousands separators, and the minus of a keyboard.
+const plain = (text) => text.trim().replaceAll("−", "-").replace(/(\d),(?=\d{3}(?!\d))/g, "$1");
 for (const table of document.querySelectorAll(".scroll table")) {
-  tool("Copy", table.caption, async (button) => {
-    const rows = [...table.rows].map((row) => [...row.cells].map((c) => c.textContent.trim()).join("\t"));
+  tool("Copy", table.caption.firstElementChild, async (button) => {
+    const rows = [...table.rows].map((row) => [...row.cells].map((c) => plain(c.textContent)).join("\t"));
     const area = document.createElement("textarea");
     area.value = rows.join("\n");
     document.body.append(area);
@@ -54,18 +63,18 @@ const addLegend = (picture, section) => {
   picture.setAttribute("viewBox", `-8 -8 ${width + 16} ${y + 22}`);
 };
 for (const figure of document.querySelectorAll("figure[data-name]")) {
-  tool("SVG", figure, () => {
+  const tools = document.createElement("div");
+  tools.className = "tools";
+  figure.append(tools);
+  const {csv} = figure.dataset;
+  if (csv !== undefined) tool("CSV", tools, () => save(csv, "text/csv", figure, "csv"));
+  tool("SVG", tools, () => {
     const picture = figure.querySelector("svg").cloneNode(true);
     addLegend(picture, figure.closest("section"));
     const style = document.createElementNS("http://www.w3.org/2000/svg", "style");
     style.textContent = document.getElementById("picture").textContent;
     picture.prepend(style);
-    const text = new XMLSerializer().serializeToString(picture);
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([text], {type: "image/svg+xml"}));
-    link.download = `${figure.closest("section").id}-${figure.dataset.name}.svg`;
-    link.click();
-    URL.revokeObjectURL(link.href);
+    save(new XMLSerializer().serializeToString(picture), "image/svg+xml", figure, "svg");
   });
 }
 const number = (text) => {

@@ -18,6 +18,7 @@ from vitwarm.records import code_version
 from vitwarm.report import page_tables, words
 from vitwarm.report.drawings import NARROW, draw_all
 from vitwarm.report.facts import Analysis
+from vitwarm.report.points import to_csv
 from vitwarm.report.svg import swatch, to_svg
 
 #: Groups of `hidden_accuracy_by` and what they count.
@@ -95,7 +96,8 @@ def _section(analysis: Analysis) -> dict[str, Any]:
     pictures: dict[str, Any] = dict.fromkeys(("accuracy", "equal_accuracy", "warmups"))
     for name, width, draw in draw_all(analysis):
         phone = Markup(to_svg(draw(NARROW))) if width > NARROW else None
-        pictures[name] = {"name": name, "desktop": Markup(to_svg(draw(width))), "phone": phone}
+        desktop, csv = Markup(to_svg(draw(width))), to_csv(analysis, name)
+        pictures[name] = {"name": name, "desktop": desktop, "phone": phone, "csv": csv}
     tables = {
         "accuracy": page_tables.accuracy_table(analysis),
         "differences": page_tables.difference_table(

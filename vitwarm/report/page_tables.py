@@ -149,9 +149,11 @@ def saving_table(found: Sequence[Saving]) -> Table:
         ("images the arm needs", lambda saving: text(reading(saving.needs.estimate))),
         ("that is", meaning),
         ("95 % CI", ends),
+        ("seeds", lambda saving: text(len(saving.needs.per_seed))),
         ("per seed", seeds),
     ]
-    return table("Images needed for equal accuracy.", found, columns, drop_empty=True)
+    caption = "Images needed for equal accuracy: seeds that have every size, and their means."
+    return table(caption, found, columns, drop_empty=True)
 
 
 def warmup_table(analysis: Analysis) -> Table:
@@ -164,6 +166,7 @@ def warmup_table(analysis: Analysis) -> Table:
 
     columns: list[tuple[str, Callable[[WarmupLine], Td]]] = [
         ("arms", lambda line: text(", ".join(line.arms) or "–", "left")),
+        ("verdict", verdict),
         ("rule", lambda line: text(line.rule or "–", "left")),
         ("seed", lambda line: text(line.seed)),
         ("sequences", lambda line: text(count(line.samples))),
@@ -172,7 +175,6 @@ def warmup_table(analysis: Analysis) -> Table:
         ("order-blind baseline", lambda line: text(percent(line.order_blind_percent))),
         ("ceiling", lambda line: text(percent(line.ceiling_percent))),
         ("loss, nats", lambda line: text(percent(line.hidden_loss, 3))),
-        ("verdict", verdict),
         ("solved at step", lambda line: text(count(line.saturated_at_step))),
         ("time", lambda line: text(_time(line.wall_seconds))),
         ("run", lambda line: code(line.folder)),

@@ -282,7 +282,10 @@ def _all_arms_sentence(analysis: Analysis) -> str:
     start = f"Differences from {where}, in points{level}"
     if len(found) > MANY_ARMS:
         n_all, found = len(found), [d for d in found if d.difference.excludes_zero]
-        start = f"{len(found)} of {n_all} arms differ significantly from {where}, in points{level}"
+        differ = "differs" if len(found) == 1 else "differ"
+        start = (
+            f"{len(found)} of {n_all} arms {differ} significantly from {where}, in points{level}"
+        )
         if not found:
             return f"None of the {n_all} arms differs significantly from {where}."
     named = "; ".join(f"{d.arm} {interval(d.difference, sign=True)}" for d in found)
@@ -298,8 +301,10 @@ def _interval_words(value: Interval) -> str:
 
 def _saving_sentence(found: Saving) -> str:
     estimate, needs = found.needs.estimate, found.needs
+    n = len(needs.per_seed)
     goal = (
-        f"the {percent(found.accuracy)} % of {found.reference} with {count(found.n_images)} images"
+        f"the {percent(found.accuracy)} % of {found.reference} with {count(found.n_images)} images "
+        f"(n = {n} seed{'s' if n != 1 else ''} that {'have' if n != 1 else 'has'} every size)"
     )
     if not found.told:
         why = (

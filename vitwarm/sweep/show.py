@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from vitwarm.config import SweepConfig, TrainRun, to_plain
+from vitwarm.config import SweepConfig, TrainRun, read_yaml, to_plain
 from vitwarm.errors import VitwarmError
-from vitwarm.records import read_records
+from vitwarm.records import environment, read_json, read_runs
 from vitwarm.sweep.board import Board
 from vitwarm.sweep.rows import Plan, Row, describe_row
 from vitwarm.sweep.stages import Stages
 from vitwarm.units import format_seconds
+
+#: A model with its arguments and sides, and a device.
+Shape = tuple[str, str]
+
+
+def plural(n: int, what: str) -> str:
+    """Returns `1 row`, `2 rows`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def describe_plan(plan: Plan, config: SweepConfig, stages: Stages) -> str:
@@ -20,22 +31,26 @@ def describe_plan(plan: Plan, config: SweepConfig, stages: Stages) -> str:
     board = Board(plan, stages, writes=False)
     settled, left = board.settle(plan.rows)
     waiting = {row.key for row in left}
-    warmups = [row for row in plan.rows if row.kind == "warmup"]
-    trainings = [row for row in plan.rows if row.kind == "train"]
+    warmups, inits, trainings = (
+        [row for row in plan.rows if row.kind == kind] for kind in ("warmup", "init", "train")
+    )
+    made = f"{plural(len(inits), 'initialisation')}, " if inits else ""
     lines = [
         OmegaConf.to_yaml(OmegaConf.create(to_plain(config))),
         f"sweep     {plan.name} in {plan.home}",
         f"match     {plan.match}; warm-up seeds {plan.warmup_seeds}; "
         f"seeds {', '.join(map(str, config.seeds))}",
-        f"rows      {len(warmups)} warm-ups, {len(trainings)} image trainings; "
+        f"rows      {len(plan.rows)}: {plural(len(warmups), 'warm-up')}, {made}"
+        f"{plural(len(trainings), 'image training')}; "
         f"{len(plan.rows) - len(left)} have their result",
     ]
     for row in warmups:
         state = "" if row.key in waiting else "  (done)"
         lines.append(
-            f"  {describe_row(row)}: {row.steps or 0:,} steps, {row.samples:,} sequences, "
+            f"  {describe_row(row)}: {plural(row.steps or 0, 'step')}, {row.samples:,} sequences, "
             f"{row.tokens or 0:,} tokens{state}"
         )
+    lines += [f"  {describe_row(r)}{'' if r.key in waiting else '  (done)'}" for r in inits]
     samples = {row.key: row.samples for row in plan.rows}
     lines += _training_lines(trainings, waiting, samples)
     lines += [f"  ! {describe_row(d.row)}: {d.reason}" for d in settled if d.state == "refused"]
@@ -55,10 +70,10 @@ def _training_lines(trainings: list[Row], waiting: set[str], samples: dict[str, 
         setting = "".join(f" {name}={value}" for name, value in rows[0].setting.items())
         n_done = sum(row.key not in waiting for row in rows)
         done = f", {n_done} done" if n_done else ""
-        steps = rows[0].steps or 0
+        each = f"{plural(rows[0].steps or 0, 'step')}, {rows[0].samples:,} images seen"
         lines.append(
-            f"  {arm:<{width}} {n_images:>9,} images: {steps:,} steps, {rows[0].samples:,} images "
-            f"seen, x {len(rows)} seeds{done}{setting}{_surplus(rows[0], samples)}"
+            f"  {arm:<{width}} {n_images:>9,} images: {each}, x {plural(len(rows), 'seed')}"
+            f"{done}{setting}{_surplus(rows[0], samples)}"
         )
     return lines
 
@@ -72,21 +87,50 @@ def _surplus(row: Row, samples: dict[str, int]) -> str:
 
 
 def _estimate(plan: Plan, left: list[Row]) -> str:
-    """From the speed of earlier trainings of the same model under the same root, if there are."""
+    """From earlier trainings of the same model, shape and device under the same root, if any."""
     if not left:
         return "nothing is left to run"
-    models = {row.config.train.model for row in left if isinstance(row.config, TrainRun)}
-    try:
-        records = read_records(plan.home.parent.parent)
-    except VitwarmError:  # there is no such folder yet
-        records = []
-    known = [record.images_per_second for record in records if record.model in models]
-    speeds = [speed for speed in known if speed]
-    if not speeds:
-        return "none yet: no run of this model is recorded here; the sweep gives one as it runs"
+    known = _known_speeds(plan.home.parent.parent)
+    configs = [row.config for row in left if isinstance(row.config, TrainRun)]
+    shapes = [_shape(to_plain(config), environment()["gpus"]) for config in configs]
+    if not shapes or not set(shapes) <= known.keys():
+        return (
+            "none yet: no run of this model at this size and on this device is recorded here; "
+            "the sweep gives one as it runs"
+        )
+    speeds = [speed for shape in set(shapes) for speed in known[shape]]
     speed = statistics.median(speeds)
-    seconds = sum(row.samples for row in left) / speed
-    return (
-        f"{format_seconds(seconds)} of one slot's time for the {len(left)} rows that are left "
-        f"({speed:,.0f} samples/s, the median of {len(speeds)} earlier runs, warm-ups alike)"
+    of_shape = dict(zip([row.key for row in left if row.kind == "train"], shapes, strict=True))
+    seconds = sum(
+        row.samples
+        / (statistics.median(known[of_shape[row.key]]) if row.key in of_shape else speed)
+        for row in left
     )
+    n = len(speeds)
+    return (
+        f"{format_seconds(seconds)} of one slot's time for the {plural(len(left), 'row')} left "
+        f"({speed:,.0f} samples/s, the median of {plural(n, 'earlier run')}, warm-ups alike)"
+    )
+
+
+def _known_speeds(root: Path) -> dict[Shape, list[float]]:
+    """Images per second of the trainings recorded below a folder, by model, shape and device."""
+    known: dict[Shape, list[float]] = {}
+    for run in read_runs(root) if root.is_dir() else []:
+        speed = run.record.images_per_second if run.record else None
+        try:
+            config = read_yaml(run.path / "config.yaml") if speed else {}
+            gpus = (read_json(run.path / "env.json") or {}).get("gpus", [])
+        except VitwarmError:  # a damaged file of another run is no reason to refuse this one
+            continue
+        if speed and isinstance(config.get("train"), dict):
+            known.setdefault(_shape(config, gpus), []).append(speed)
+    return known
+
+
+def _shape(config: dict[str, Any], gpus: list[str]) -> Shape:
+    """What a step's time hangs on: the model, its arguments, the image's sides, the device."""
+    train, run = config["train"], config.get("run") or {}
+    device = "cpu" if run.get("device") == "cpu" or not gpus else gpus[0]
+    facts = [train.get(name) for name in ("model", "model_kwargs", "img_size")]
+    return json.dumps(facts, sort_keys=True, default=str), device

@@ -85,9 +85,9 @@ The blocks and the last norm of a vision transformer that has seen no image: a s
 training. Patch embedding, positions, tokens and head are not in the file; the hand-off makes them.
 
 ```python
-from vitwarm.handoff import attach
+import vitwarm
 
-vit, audit = attach("{name}", model="{model}", **{arguments!r})
+vit, audit = vitwarm.attach("{name}", model="{model}", **{arguments!r})
 ```
 
 {_table(rows)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from vitwarm.rules.algorithms.answers import Algorithm
@@ -14,6 +12,9 @@ from vitwarm.rules.dyck import BracketRule
 
 #: Shapes of brackets; kinds beyond them carry their number.
 OPENING, CLOSING = "([{<", ")]}>"
+
+#: Of a terminal's 256, around the wheel; each is as easy to read on black as on white.
+COLORS = (196, 130, 100, 64, 28, 30, 32, 63, 129, 164, 198, 131)
 
 _HIDDEN = "\x1b[7m"
 _PLAIN = "\x1b[0m"
@@ -81,9 +82,8 @@ def _paint(rule: Rule, token: int, word: str, hidden: bool, colour: bool) -> str
         return word
     kind = token % rule.n_kinds if isinstance(rule, BracketRule) else token
     special = token in rule.separator_ids
-    # Neighbouring numbers get far hues: steps of the golden ratio through the 6 x 6 x 6 cube.
-    hue = 17 + round(math.modf(kind * 0.6180339887)[0] * 213)
-    start = "\x1b[2m" if special else f"\x1b[38;5;{hue}m"
+    color = COLORS[5 * kind % len(COLORS)]  # neighbouring numbers get far hues
+    start = "\x1b[2m" if special else f"\x1b[38;5;{color}m"
     return f"{start}{_HIDDEN if hidden else ''}{word}{_PLAIN}"
 
 
