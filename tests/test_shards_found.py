@@ -90,7 +90,7 @@ def test_joined_tars_are_read_to_the_end_and_said_to_be_joined(
     assert main(["shards", "check", str(tmp_path / "set")]) == 0
     said = capsys.readouterr().out
     assert f"note: {joined} has {behind:,} bytes after its first end-of-archive mark" in said
-    assert "6 images of 3 classes in 1 shards, 6 decoded: no problem(s)" in said
+    assert "6 images of 3 classes in 1 shard, 6 decoded: 0 problems" in said
     index = ShardIndex.open(tmp_path / "set")
     loader = make_val_loader(index, crop=EvalCrop(24, crop_pct=1.0), batch_size=6, workers=0)
     (batch,) = loader
@@ -478,7 +478,7 @@ def test_joined_folders_whose_tars_have_equal_names(
     index = ShardIndex.open(source)
     assert (index.n_images, index.classes) == (12, ("cat", "dog"))
     assert main(["shards", "check", source]) == 0
-    assert "12 images of 2 classes in 3 shards, 12 decoded: no problem" in capsys.readouterr().out
+    assert "12 images of 2 classes in 3 shards, 12 decoded: 0 problems" in capsys.readouterr().out
     write_tar(two / "x-0000.tar", [m for k in range(4, 8) for m in sample(f"k{k}", 0, PHOTO)])
     with pytest.raises(ShardError, match=rf"{two}/x-0000.tar holds 4 labelled.* says 6"):
         ShardIndex.open(source)

@@ -147,7 +147,7 @@ def test_every_command_says_what_is_wrong(
     assert main(["shards", "check", str(bad)]) == 1
     found = capsys.readouterr().out
     assert sentence in found
-    assert "1 problem(s)" in found
+    assert "1 problem" in found
     assert not (bad / "ran").exists()
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "runs").exists()
@@ -213,7 +213,7 @@ def test_an_image_that_does_not_decode_is_named_and_counted(
     found = capsys.readouterr().out
     assert f"{bad}/x-0000.tar: image 'odd' does not decode (" in found
     assert why in found
-    assert "17 images of 4 classes in 1 shards, 16 of 17 decoded: 1 problem(s)" in found
+    assert "17 images of 4 classes in 1 shard, 16 of 17 decoded: 1 problem" in found
 
     # One of 17 is more than a training puts up with, however good the others are.
     assert main(train_words(bad, photos, tmp_path / "runs")) == 1

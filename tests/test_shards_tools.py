@@ -279,7 +279,7 @@ def test_check_finds_everything_at_once(tmp_path: Path, capsys: pytest.CaptureFi
             strict=True,
         ):
             assert words in problem
-        assert lines[-1] == ("18 images of 4 classes in 3 shards, 17 of 18 decoded: 5 problem(s)")
+        assert lines[-1] == ("18 images of 4 classes in 3 shards, 17 of 18 decoded: 5 problems")
     assert main(["shards", "check", str(folder), "--json", "--no-decode"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["n_images"], found["n_decoded"], len(found["problems"])) == (18, 0, 4)
@@ -291,7 +291,7 @@ def test_check_of_whole_shards_finds_nothing(
     folder = write_set(tmp_path / "set", info=True)
     assert main(["shards", "check", str(folder)]) == 0
     assert capsys.readouterr().out == (
-        "32 images of 4 classes in 2 shards, 32 decoded: no problem(s)\n"
+        "32 images of 4 classes in 2 shards, 32 decoded: 0 problems\n"
     )
 
 

@@ -383,7 +383,7 @@ def test_two_nodes_are_one_process(slurm: Cluster, tmp_path: Path, devices: int)
         assert slurm.state(sweep.job(row)) == "COMPLETED", sweep.said(row)
     if devices == 1:
         assert sweep.check_no_step_was_lost(warmup) == 1
-    assert f"= {2 * devices} process(es) x" in sweep.said(training)
+    assert f"= {2 * devices} processes x" in sweep.said(training)
 
     folders = [[folder_of(plan, row) for row in plan.rows] for plan in (one, sweep.plan)]
     a, b = (RunFolder(training).record for _, training in folders)

@@ -273,7 +273,7 @@ def test_arguments_that_make_no_fresh_model_are_refused_everywhere(
         ("train.model_kwargs={num_classes: 3}", r"use train\.num_classes"),
         ("train.model_kwargs={img_size: 32}", r"use train\.img_size"),
         ("train.model_kwargs={seed: 1}", "use seed"),
-        ("train.model_kwargs={dtype: bfloat16}", "use run.precision"),
+        ("train.model_kwargs={dtype: bfloat16}", "use warmup.precision or train.precision"),
         ("warmup.model_kwargs={num_classes: 3}", r"use train\.num_classes"),
         ("warmup.model_kwargs={in_chans: 1}", "sees no images"),
         ("warmup.model_kwargs={seed: 1}", "use seed"),

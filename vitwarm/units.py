@@ -25,6 +25,11 @@ _HIGHEST_SHARE = 10.0
 _HIGHEST_COUNT = 1e15
 
 
+def count_of(n: int, word: str, ending: str = "s") -> str:
+    """Returns `1 row`, `2,000 rows`, `0 rows`; with `es` as ending `2 processes`."""
+    return f"{n:,} {word}{'' if n == 1 else ending}"
+
+
 def read_number(text: str) -> float | None:
     """Returns what a number as people write it means: `2e3`, `15k`, `3.84M`, `1_000`, `10%` (0.1).
 

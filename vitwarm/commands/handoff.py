@@ -136,20 +136,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _load(name: str, *, allow_failed: bool) -> Trunk | None:
     """Loads the trunk, unless it learned nothing, as a training does."""
+    from vitwarm.handoff import refuse_unlearned
     from vitwarm.trunk import load_trunk
 
     if name.lower() == "none":
         return None
     trunk = load_trunk(name)
-    facts = trunk.facts
-    if facts.get("verdict") == "not learned" and not allow_failed:
-        raise HandoffError(
-            f"the warm-up of {name} learned nothing (held-out accuracy "
-            f"{facts.get('hidden_accuracy_percent') or 0:.1f} %, chance "
-            f"{facts.get('chance_percent') or 0:.1f} %, order-blind baseline "
-            f"{facts.get('order_blind_percent') or 0:.1f} %); that is worse than none. Warm up "
-            "again, or give --allow-failed."
-        )
+    if not allow_failed:
+        refuse_unlearned(trunk, name, "give --allow-failed")
     if name.startswith("hf-hub:"):  # a path in the cache would say nothing
         return dataclasses.replace(trunk, path=Path(name))
     return trunk

@@ -6,7 +6,7 @@
 Both return the model and an audit of every tensor.
 """
 
-from vitwarm.handoff.attach import attach, carry, check_fit
+from vitwarm.handoff.attach import attach, carry, check_fit, refuse_unlearned
 from vitwarm.handoff.start import arguments_of, start_from
 from vitwarm.trunk import Audit, AuditEntry, export_model
 
@@ -18,5 +18,6 @@ __all__ = [
     "carry",
     "check_fit",
     "export_model",
+    "refuse_unlearned",
     "start_from",
 ]

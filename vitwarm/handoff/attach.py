@@ -100,6 +100,25 @@ def carry(
     )
 
 
+def refuse_unlearned(trunk: Trunk, name: str, remedy: str) -> None:
+    """Refuses a trunk that learned nothing; one that is merely unfinished is as good as it says.
+
+    Args:
+        name: what the user calls it.
+        remedy: how the user has it all the same.
+    Raises: HandoffError: with what the warm-up reached.
+    """
+    facts = trunk.facts
+    if facts.get("verdict") == "not learned":
+        raise HandoffError(
+            f"the warm-up of the trunk {name!r} learned nothing (held-out accuracy "
+            f"{facts.get('hidden_accuracy_percent') or 0:.1f} %, chance "
+            f"{facts.get('chance_percent') or 0:.1f} %, order-blind baseline "
+            f"{facts.get('order_blind_percent') or 0:.1f} %); that is worse than none. "
+            f"Warm up again, or {remedy}."
+        )
+
+
 def check_fit(
     trunk: Trunk, vit: nn.Module, *, where: str, scope: Scope = "all", blocks: Blocks = None
 ) -> None:

@@ -11,6 +11,7 @@ import torch
 from vitwarm.config import TrainConfig, TrainRun, WarmupConfig, WarmupRun
 from vitwarm.errors import ConfigError
 from vitwarm.hardware import Numbers
+from vitwarm.units import count_of
 from vitwarm.world import World
 
 
@@ -105,7 +106,7 @@ class Plan:
             [
                 f"schedule  {stage.opt}, lr {stage.lr:g}, {schedule.ramp_steps:,} ramp steps, "
                 f"cosine to {stage.min_lr:g}, weight decay {stage.weight_decay:g}",
-                f"batch     {cut.batch_size} = {self.world.size} process(es) x "
+                f"batch     {cut.batch_size} = {count_of(self.world.size, 'process', 'es')} x "
                 f"{cut.micro_batch_size} x {cut.accumulate} accumulated"
                 + (", blocks computed again backwards" if stage.grad_checkpointing else ""),
                 f"precision {self.numbers}",

@@ -24,7 +24,7 @@ from vitwarm.errors import ShardError
 from vitwarm.records import count_cpus
 from vitwarm.shards.read.sources import is_streamed
 from vitwarm.shards.write.pool import terminable
-from vitwarm.units import read_number
+from vitwarm.units import count_of, read_number
 
 if TYPE_CHECKING:
     from vitwarm.shards.read.index import ShardIndex
@@ -210,7 +210,7 @@ def _run_fractals(args: argparse.Namespace) -> int:
     counts = write_fractals(args.out, what, workers=workers, images_per_shard=args.images_per_shard)
     rate = sum(counts.values()) / (time.monotonic() - began)
     _print_counts(counts, args.out)
-    print(f"{rate:,.0f} images/s with {workers} process(es), classes included")
+    print(f"{rate:,.0f} images/s with {count_of(workers, 'process', 'es')}, classes included")
     return 0
 
 
@@ -260,9 +260,10 @@ def _run_check(args: argparse.Namespace) -> int:
     n, n_decoded = findings.n_images, findings.n_decoded
     decoded = f"{n:,} decoded" if n_decoded == n else f"{n_decoded:,} of {n:,} decoded"
     print(
-        f"{n:,} images of {findings.n_classes:,} classes in {findings.n_shards:,} shards, "
+        f"{n:,} images of {findings.n_classes:,} classes in "
+        f"{count_of(findings.n_shards, 'shard')}, "
         f"{'none decoded (--no-decode)' if args.no_decode else decoded}: "
-        f"{len(findings.problems) or 'no'} problem(s)"
+        f"{count_of(len(findings.problems), 'problem')}"
     )
     return 1 if findings.problems else 0
 

@@ -15,15 +15,10 @@ from vitwarm.records import environment, read_json, read_runs
 from vitwarm.sweep.board import Board
 from vitwarm.sweep.rows import Plan, Row, describe_row
 from vitwarm.sweep.stages import Stages
-from vitwarm.units import format_seconds
+from vitwarm.units import count_of, format_seconds
 
 #: A model with its arguments and sides, and a device.
 Shape = tuple[str, str]
-
-
-def plural(n: int, what: str) -> str:
-    """Returns `1 row`, `2 rows`."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def describe_plan(plan: Plan, config: SweepConfig, stages: Stages) -> str:
@@ -34,21 +29,21 @@ def describe_plan(plan: Plan, config: SweepConfig, stages: Stages) -> str:
     warmups, inits, trainings = (
         [row for row in plan.rows if row.kind == kind] for kind in ("warmup", "init", "train")
     )
-    made = f"{plural(len(inits), 'initialisation')}, " if inits else ""
+    made = f"{count_of(len(inits), 'initialisation')}, " if inits else ""
     lines = [
         OmegaConf.to_yaml(OmegaConf.create(to_plain(config))),
         f"sweep     {plan.name} in {plan.home}",
         f"match     {plan.match}; warm-up seeds {plan.warmup_seeds}; "
         f"seeds {', '.join(map(str, config.seeds))}",
-        f"rows      {len(plan.rows)}: {plural(len(warmups), 'warm-up')}, {made}"
-        f"{plural(len(trainings), 'image training')}; "
+        f"rows      {len(plan.rows)}: {count_of(len(warmups), 'warm-up')}, {made}"
+        f"{count_of(len(trainings), 'image training')}; "
         f"{len(plan.rows) - len(left)} have their result",
     ]
     for row in warmups:
         state = "" if row.key in waiting else "  (done)"
         lines.append(
-            f"  {describe_row(row)}: {plural(row.steps or 0, 'step')}, {row.samples:,} sequences, "
-            f"{row.tokens or 0:,} tokens{state}"
+            f"  {describe_row(row)}: {count_of(row.steps or 0, 'step')}, {row.samples:,} sequences"
+            f", {row.tokens or 0:,} tokens{state}"
         )
     lines += [f"  {describe_row(r)}{'' if r.key in waiting else '  (done)'}" for r in inits]
     samples = {row.key: row.samples for row in plan.rows}
@@ -70,9 +65,9 @@ def _training_lines(trainings: list[Row], waiting: set[str], samples: dict[str, 
         setting = "".join(f" {name}={value}" for name, value in rows[0].setting.items())
         n_done = sum(row.key not in waiting for row in rows)
         done = f", {n_done} done" if n_done else ""
-        each = f"{plural(rows[0].steps or 0, 'step')}, {rows[0].samples:,} images seen"
+        each = f"{count_of(rows[0].steps or 0, 'step')}, {rows[0].samples:,} images seen"
         lines.append(
-            f"  {arm:<{width}} {n_images:>9,} images: {each}, x {plural(len(rows), 'seed')}"
+            f"  {arm:<{width}} {n_images:>9,} images: {each}, x {count_of(len(rows), 'seed')}"
             f"{done}{setting}{_surplus(rows[0], samples)}"
         )
     return lines
@@ -108,8 +103,8 @@ def _estimate(plan: Plan, left: list[Row]) -> str:
     )
     n = len(speeds)
     return (
-        f"{format_seconds(seconds)} of one slot's time for the {plural(len(left), 'row')} left "
-        f"({speed:,.0f} samples/s, the median of {plural(n, 'earlier run')}, warm-ups alike)"
+        f"{format_seconds(seconds)} of one slot's time for the {count_of(len(left), 'row')} left "
+        f"({speed:,.0f} samples/s, the median of {count_of(n, 'earlier run')}, warm-ups alike)"
     )
 
 

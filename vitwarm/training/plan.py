@@ -13,9 +13,9 @@ from torch import nn
 
 from vitwarm.augment import parse_policy
 from vitwarm.config import HandoffConfig, TrainConfig, TrainRun, config_hash
-from vitwarm.errors import ConfigError, HandoffError, ShardError
+from vitwarm.errors import ConfigError, ShardError
 from vitwarm.files import sha256_of
-from vitwarm.handoff import Audit, arguments_of, attach, start_from
+from vitwarm.handoff import Audit, arguments_of, attach, refuse_unlearned, start_from
 from vitwarm.hardware import choose_device, choose_numbers
 from vitwarm.loggers import check_loggers
 from vitwarm.loop import Cut, Plan, Schedule, check_optimizer, cut_batch, evaluation_steps
@@ -123,7 +123,8 @@ def plan_training(config: TrainRun) -> TrainPlan:
     check_name(train.model)
     parse_policy(train.aa)
     trunk = None if config.handoff.trunk is None else load_trunk(config.handoff.trunk)
-    _check_trunk(trunk, config.handoff)
+    if trunk is not None and not config.handoff.allow_failed:
+        refuse_unlearned(trunk, str(config.handoff.trunk), "set handoff.allow_failed=true")
     index, val = _open(config, "train"), _open(config, "val")
     check_classes(index, val)
     subset = _choose(config, index)
@@ -262,22 +263,6 @@ def _cut(train: TrainConfig, world: World) -> Cut:
             f"images, so it must be even. Use {cut.micro_batch_size + 1}."
         )
     return cut
-
-
-def _check_trunk(trunk: Trunk | None, handoff: HandoffConfig) -> None:
-    """Refuses a trunk that learned nothing; one that is merely unfinished gets a note."""
-    if trunk is None or handoff.allow_failed:
-        return
-    facts = trunk.facts
-    if facts.get("verdict") != "not learned":
-        return
-    raise HandoffError(
-        f"handoff.trunk is {str(handoff.trunk)!r}, whose warm-up learned nothing "
-        f"(held-out accuracy {facts.get('hidden_accuracy_percent') or 0:.1f} %, chance "
-        f"{facts.get('chance_percent') or 0:.1f} %, order-blind baseline "
-        f"{facts.get('order_blind_percent') or 0:.1f} %); that is worse than none. Warm up again, "
-        "or set handoff.allow_failed=true."
-    )
 
 
 def _without_start(config: TrainRun) -> TrainRun:
