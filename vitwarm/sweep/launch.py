@@ -24,7 +24,7 @@ from pathlib import Path
 from vitwarm.config import SweepConfig
 from vitwarm.errors import ConfigError
 from vitwarm.files import write_text
-from vitwarm.sweep.rows import Plan, Row, save_plan
+from vitwarm.sweep.rows import Plan, Row, count, save_plan
 
 #: Options that the script sets by itself.
 OWN_OPTIONS = ("array", "requeue", "output", "open-mode", "job-name", "dependency")
@@ -161,7 +161,7 @@ def write_slurm(plan: Plan, config: SweepConfig, rows: list[Row]) -> Submission:
             after_any = "".join(f":${{{job}}}" for job in earlier)
             depend = f"--dependency=afterany{after_any} " if earlier else ""
             lines.append(f"{variable}=$(sbatch --parsable {depend}{shlex.quote(str(script))})")
-            lines.append(f'echo "{len(chunk)} jobs as ${{{variable}}}: {name}"')
+            lines.append(f'echo "{count(len(chunk), "job")} as ${{{variable}}}: {name}"')
             lines.append(f'echo "${{{variable}}} {script.stem}" >> {jobs_file}')
             jobs.setdefault(name, []).append(variable)
     submit = folder / "submit.sh"

@@ -222,6 +222,11 @@ def describe_row(row: Row) -> str:
     return f"{row.arms[0]}{setting} · {row.n_images or 0:,} images · seed {row.seed}"
 
 
+def count(n: int, word: str) -> str:
+    """Returns `1 row`, `2 rows`."""
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
 def _plain_row(row: Row) -> dict[str, Any]:
     fields = {item.name: getattr(row, item.name) for item in dataclasses.fields(row)}
     del fields["config"]

@@ -10,7 +10,7 @@ from vitwarm.config import SweepConfig, TrainRun, to_plain
 from vitwarm.errors import VitwarmError
 from vitwarm.records import read_records
 from vitwarm.sweep.board import Board
-from vitwarm.sweep.rows import Plan, Row, describe_row
+from vitwarm.sweep.rows import Plan, Row, count, describe_row
 from vitwarm.sweep.stages import Stages
 from vitwarm.units import format_seconds
 
@@ -27,7 +27,7 @@ def describe_plan(plan: Plan, config: SweepConfig, stages: Stages) -> str:
         f"sweep     {plan.name} in {plan.home}",
         f"match     {plan.match}; warm-up seeds {plan.warmup_seeds}; "
         f"seeds {', '.join(map(str, config.seeds))}",
-        f"rows      {len(warmups)} warm-ups, {len(trainings)} image trainings; "
+        f"rows      {count(len(warmups), 'warm-up')}, {count(len(trainings), 'image training')}; "
         f"{len(plan.rows) - len(left)} have their result",
     ]
     for row in warmups:
@@ -87,6 +87,6 @@ def _estimate(plan: Plan, left: list[Row]) -> str:
     speed = statistics.median(speeds)
     seconds = sum(row.samples for row in left) / speed
     return (
-        f"{format_seconds(seconds)} of one slot's time for the {len(left)} rows that are left "
+        f"{format_seconds(seconds)} of one slot's time for {count(len(left), 'row')} "
         f"({speed:,.0f} samples/s, the median of {len(speeds)} earlier runs, warm-ups alike)"
     )
