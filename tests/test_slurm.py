@@ -416,6 +416,6 @@ def test_one_task_is_no_two_processes(slurm: Cluster, tmp_path: Path) -> None:
         "bash", "-c", 'srun --ntasks=1 "$@" 2>&1', "bash", sys.executable, "-m", "vitwarm.cli",
         "train", *words, "run.device=cpu", "run.devices=2", f"run.root={tmp_path}/runs", code=2,
     )  # fmt: skip
-    assert "run.devices x run.nodes is 2 x 1, but srun started 1 processes" in said
+    assert "run.devices x run.nodes is 2 x 1, but srun started 1 process (" in said
     assert "Traceback" not in said
     assert not (tmp_path / "runs").exists()

@@ -34,7 +34,7 @@ OWN_OPTIONS = ("array", "requeue", "output", "open-mode", "job-name", "dependenc
 LEAD_SECONDS = 120
 
 #: A job that was put back so often and whose run noted no start ends: the run's own count (see
-#: `vitwarm.world.refuse_standstill`) begins after the imports.
+#: `vitwarm.loop.start.refuse_standstill`) begins after the imports.
 MOST_STARTS = 3
 
 #: In `<home>/slurm`: a line for every array that was ever submitted, its job id and the stem of its
