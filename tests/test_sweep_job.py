@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_stages import FAKE
 from test_sweep_execute import CONTROL, config_of
 
-from vitwarm.errors import ConfigError
+from vitwarm.errors import ConfigError, Stopped
+from vitwarm.records import lock_folder
+from vitwarm.sweep.execute import run_alone
 from vitwarm.sweep.launch import find_lead, write_slurm
 from vitwarm.sweep.plan import make_plan
 from vitwarm.sweep.rows import Plan, State, read_state, write_state
+from vitwarm.sweep.stages import Config
 from vitwarm.sweep.status import read_status
 
 
 class Job:
     """The job of a sweep's first row, a warm-up."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        config, path = config_of(folder, CONTROL, "executor=slurm")
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+        config, path = config_of(folder, CONTROL, "executor=slurm", *words)
         self.plan: Plan = make_plan(config, recipe=path, stages=FAKE)
         self.script = write_slurm(self.plan, config, self.plan.rows).scripts[0]
         self.row = self.plan.rows[0]
@@ -35,6 +39,14 @@ class Job:
 
     def note(self, state: State, reason: str = "") -> None:
         write_state(self.plan, self.row.key, state, reason=reason, folder=self.run_folder)
+
+    def telling(self, state: State, reason: str) -> str:
+        """Bash with which a run notes its state."""
+        self.note(state, reason)
+        told = self.plan.home / "rows" / f"{self.row.key}.json"
+        copy = self.folder / f"{state}.told"
+        copy.write_text(told.read_text())
+        return f"cp {copy} {told.resolve()}; "
 
     def run(self, srun: str, queue: str = "RUNNING None") -> int:
         """Runs the script; `srun` is what stands for the run."""
@@ -81,8 +93,7 @@ def test_a_run_that_said_nothing_is_noted_by_its_job(job: Job) -> None:
     assert job.run("exit 127") == 127
     assert job.state[0] == "failed"
     assert "ended by exit code 127" in job.state[1]
-    job.note("failed", "its own words")
-    assert job.run("exit 1") == 1
+    assert job.run(job.telling("failed", "its own words") + "exit 1") == 1
     assert job.state == ("failed", "its own words")
     job.note("running")
     assert job.run("kill -9 $$", queue="COMPLETING None") == 137  # cancelled
@@ -90,15 +101,66 @@ def test_a_run_that_said_nothing_is_noted_by_its_job(job: Job) -> None:
 
 
 def test_what_an_earlier_start_noted_is_not_how_this_one_ends(job: Job) -> None:
+    job.note("failed", "an earlier one")
+    assert job.run("exit 143") == 143
+    assert job.requeued
     job.note("unfinished", "saved")
     assert job.run("kill -9 $$") == 137
-    assert (job.state[0], job.requeued) == ("failed", False)
-    job.note("unfinished", "saved")
-    told = (job.plan.home / "rows" / f"{job.row.key}.json").resolve()
-    (job.folder / "told").write_text(told.read_text())
-    # srun killed the slower process of a run that had saved and left with 75.
-    assert job.run(f"cp {job.folder}/told {told}; kill -9 $$") == 137
+    assert (job.state[0], "SIGKILL" in job.state[1]) == ("failed", True)
+
+
+def test_one_killed_process_of_several_costs_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """srun ends with the highest code, and kills whoever is slower to leave."""
+    job = Job(tmp_path, monkeypatch, "run.devices=2")
+    job.note("running")
+    assert job.run("kill -9 $$") == 137
+    assert job.state == ("unfinished", "a process was ended by SIGKILL (out of memory?)")
+    assert job.requeued
+    (tmp_path / "requeued").unlink()
+    # Rank zero had saved and left with 75; or another rank failed, and the others were killed.
+    assert job.run(job.telling("unfinished", "saved") + "kill -9 $$") == 137
     assert (job.state, job.requeued) == (("unfinished", "saved"), True)
+    (tmp_path / "requeued").unlink()
+    assert job.run(job.telling("failed", "no") + "exit 75") == 75
+    assert (job.state, job.requeued) == (("failed", "no"), False)
+
+
+def test_a_start_that_finds_the_folder_held_goes_back_into_the_queue(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slurmd was killed; SLURM starts its job on another node, and the old run lives on."""
+    monkeypatch.setattr("vitwarm.sweep.execute.HELD_SECONDS", 1.0)
+    job.set("SLURM_RESTART_COUNT", "1")
+    with lock_folder(job.run_folder):
+        with pytest.raises(Stopped, match=rf"worked on by process {os.getpid()} on") as stopped:
+            run_alone(job.plan, job.row.key, FAKE)
+        assert stopped.value.exit_code == 75
+        assert job.state[0] == "unfinished"
+        job.set("SLURM_STEP_NUM_TASKS", "2")  # whose other process would wait in vain
+        monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waits"))
+        with pytest.raises(Stopped):
+            run_alone(job.plan, job.row.key, FAKE)
+    monkeypatch.undo()
+    assert run_alone(job.plan, job.row.key, FAKE).state == "finished"
+
+
+def test_what_another_process_failed_of_is_the_rows_reason(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(config: Config) -> None:
+        raise ValueError("rank one's own words")
+
+    def lose(config: Config) -> None:
+        monkeypatch.setenv("SLURM_PROCID", "1")
+        with pytest.raises(ValueError, match="own words"):
+            run_alone(job.plan, job.row.key, replace(FAKE, run_row=fail))
+        raise Stopped("Another process of this run has ended", exit_code=75)
+
+    with pytest.raises(Stopped):
+        run_alone(job.plan, job.row.key, replace(FAKE, run_row=lose))
+    assert job.state == ("failed", "rank one's own words")
 
 
 def test_a_job_that_never_comes_to_its_run_is_not_put_back_for_ever(job: Job) -> None:

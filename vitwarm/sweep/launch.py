@@ -53,24 +53,24 @@ cd {cwd} || exit 1
 key=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {keys})
 job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 state={rows}/$key.json
-# Notes why the row failed, where its run cannot do so itself.
-fail() {{
-  echo "$1" >&2
-  printf '{{"state": "failed", "reason": "%s", "folder": %s, "time": %d, "host": "%s", ' \
-    "$1" "${{folder:-null}}" "$(date +%s)" "$HOSTNAME" > "$state.new"
-  printf '"job": "%s"}}\n' "$job" >> "$state.new" && mv "$state.new" "$state"
+# Notes what became of the row, where its run cannot do so itself.
+note() {{
+  folder=$(sed -n 's/.*"folder": \("[^"]*"\).*/\1/p' "$state" 2>/dev/null)
+  echo "$2" >&2
+  printf '{{"state": "%s", "reason": "%s", "folder": %s, "time": %d, "job": "%s"}}\n' \
+    "$1" "$2" "${{folder:-null}}" "$(date +%s)" "$job" > "$state.new"
+  mv "$state.new" "$state"
 }}
-find_folder() {{ folder=$(sed -n 's/.*"folder": \("[^"]*"\).*/\1/p' "$state" 2>/dev/null); }}
-find_folder
-starts={home}/${{folder//\"/}}/starts.json
+folder=$(sed -n 's/.*"folder": "\([^"]*\)".*/\1/p' "$state" 2>/dev/null)
+starts={home}/$folder/starts.json
 n=${{SLURM_RESTART_COUNT:-0}}
 if [ "$n" -ge {most} ] && ! grep -qs "\"$SLURM_ARRAY_JOB_ID\"" "$starts"; then
-  fail "This SLURM job was put back into the queue $n times and its run has not begun. \
+  note failed "This SLURM job was put back into the queue $n times and its run has not begun. \
 Raise its time limit (sbatch.time); see {logs}"
   exit 1
 fi
-# What an earlier start noted as it stopped is not how this one ends.
-sed -i 's/"state": "unfinished"/"state": "running"/' "$state" 2>/dev/null
+# What an earlier start noted is not how this one ends.
+sed -i 's/"state": "\(unfinished\|failed\|refused\)"/"state": "running"/' "$state" 2>/dev/null
 # The run saves on SIGTERM. Slurm sends USR1 to this shell alone, some time before the limit.
 trap 'scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
 # When the job is ended from outside, the run has the signal already and this shell waits for it.
@@ -88,18 +88,22 @@ code=$?
 [ "$code" -ne 0 ] || exit 0
 told() {{ grep -qsE "\"state\": \"($1)\".*\"job\": \"$job\"" "$state"; }}
 now=$(squeue --noheader --jobs="$job" --format="%T %r")
-# 143: stopped by SIGTERM (the limit, a preemption); 75: stopped, and to be gone on with; 137 hides
-# these where srun killed a process of the run that was slower to leave.
-if [ "$code" -eq 143 ] || [ "$code" -eq 75 ] || {{ [ "$code" -eq 137 ] && told unfinished; }}; then
+why="exit code $code"
+[ "$code" -le 128 ] || why="SIG$(kill -l "$code")"
+[ "$code" -ne 137 ] || why="$why (out of memory?)"
+if told "failed|refused|finished"; then
+  :  # its run has said why
+# 143: stopped by SIGTERM (the limit, a preemption); 75: stopped, and to be gone on with. 137: one
+# of several processes was killed, if only by srun as it was slower to leave than the others.
+elif [ "$code" -eq 143 ] || [ "$code" -eq 75 ] || [ "$code:{several}" = 137:1 ]; then
   case $now in
-    RUNNING* | *TimeLimit) scontrol requeue "$job" ;;
+    RUNNING* | *TimeLimit)
+      [ "$code" -ne 137 ] || told unfinished || note unfinished "a process was ended by $why"
+      scontrol requeue "$job"
+      ;;
   esac
-elif [[ $now == RUNNING* ]] && ! told "failed|refused|finished"; then
-  find_folder
-  why="exit code $code"
-  [ "$code" -le 128 ] || why="SIG$(kill -l "$code")"
-  [ "$code" -ne 137 ] || why="$why (out of memory?)"
-  fail "the run was ended by $why; see {logs}"
+elif [[ $now == RUNNING* ]]; then
+  note failed "the run was ended by $why; see {logs}"
 fi
 exit "$code"
 """
@@ -243,6 +247,7 @@ def _write_script(
         "home": shlex.quote(str(plan.home.resolve())),
         "rows": shlex.quote(str((plan.home / "rows").resolve())),
         "logs": (plan.home / "logs").resolve(), "most": MOST_STARTS,
+        "several": int(config.run.nodes * config.run.devices > 1),
     }  # fmt: skip
     write_text(script, _SCRIPT.format(options="\n".join(lines), **quoted))
     script.chmod(0o755)
