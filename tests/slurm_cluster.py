@@ -205,16 +205,6 @@ class Cluster:
                     found.append(int(entry.name))
         return found
 
-    def steps_of(self, word: str, *names: str) -> list[int]:
-        """Of these, the Python processes with a word on their command line."""
-        found = []
-        for pid in self.steps(*names):
-            with suppress(OSError):
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if b"python" in words[0] and word.encode() in words:
-                    found.append(pid)
-        return found
-
     def stop(self) -> None:
         """Cancels what is left and ends every process that was started here."""
         if "slurmctld" in self.daemons:

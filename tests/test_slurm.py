@@ -19,7 +19,7 @@ from tiny_images import write_tiny_shards
 
 from vitwarm.cli import main
 from vitwarm.config import SweepConfig, load_config
-from vitwarm.records import RunFolder, read_metrics
+from vitwarm.records import RunFolder, lock_holder, read_metrics
 from vitwarm.sweep import run_sweep
 from vitwarm.sweep.board import Board
 from vitwarm.sweep.execute import run_alone
@@ -138,6 +138,10 @@ class Sweep:
     def look(self) -> dict[str, RowStatus]:
         """What `--status` says of the rows, by key."""
         return {row.key: row for row in read_status(self.plan.home).rows}
+
+    def holder(self, row: Row) -> int:
+        """The id of the process that works on the row."""
+        return int(str(lock_holder(self.run_folder(row))).split()[1])
 
     def run_folder(self, row: Row) -> Path:
         return folder_of(self.plan, row)
@@ -296,7 +300,7 @@ def test_a_run_whose_slurmd_was_killed_lives_on_and_its_job_waits(
     (row,) = sweep.plan.rows
     sweep.wait_step(row, 0)
     node = slurm.job(sweep.job(row))["NodeList"]
-    (old,) = slurm.steps_of("--row", node)
+    old = sweep.holder(row)
     slurm.end(node, signal.SIGKILL)
     slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=died")
     sweep.wait_restart(row, 2)  # a minute in which the folder is held, and back into the queue
@@ -307,8 +311,7 @@ def test_a_run_whose_slurmd_was_killed_lives_on_and_its_job_waits(
     os.kill(old, signal.SIGKILL)
     slurm.revive_node(node)
     wait_for(lambda: "resuming after step" in sweep.said(row), seconds=180, what="a resume")
-    wait_for(lambda: len(slurm.steps_of("--row")) == 1, seconds=30, what="one process")
-    os.kill(slurm.steps_of("--row")[0], signal.SIGKILL)
+    os.kill(sweep.holder(row), signal.SIGKILL)
     sweep.wait_end(row)
     seen = sweep.look()[row.key]
     assert (seen.state, "ended by SIGKILL (out of memory?)" in seen.note) == ("failed", True)

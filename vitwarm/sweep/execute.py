@@ -129,7 +129,9 @@ def _await_folder(folder: Path) -> None:
 
     Raises: Stopped: the folder is still held; the job's script puts the job back once more.
     """
-    if not 0 < int(os.environ.get("SLURM_RESTART_COUNT") or 0) < MOST_RETURNS:
+    from vitwarm.world import read_number
+
+    if not 0 < read_number(os.environ, "SLURM_RESTART_COUNT") < MOST_RETURNS:
         return
     alone = os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1"
     end = time.monotonic() + (HELD_SECONDS if alone else 0.0)
