@@ -48,6 +48,10 @@ JOBS_FILE = "jobs.txt"
 #: kill-on-bad-exit one process that is refused leaves the others waiting for it.
 _SCRIPT = r"""#!/bin/bash
 {options}
+# The run saves on SIGTERM. Slurm sends USR1 to this shell alone, some time before the limit.
+trap 'scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
+# When the job is ended from outside, the run has the signal already and this shell waits for it.
+trap : TERM
 # Each job of this array runs the row whose key stands on its line of {keys}.
 cd {cwd} || exit 1
 key=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {keys})
@@ -71,10 +75,6 @@ Raise its time limit (sbatch.time); see {logs}"
 fi
 # What an earlier start noted is not how this one ends.
 sed -i 's/"state": "\(unfinished\|failed\|refused\)"/"state": "running"/' "$state" 2>/dev/null
-# The run saves on SIGTERM. Slurm sends USR1 to this shell alone, some time before the limit.
-trap 'scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
-# When the job is ended from outside, the run has the signal already and this shell waits for it.
-trap : TERM
 # Since 22.05 srun does not take over cpus-per-task by itself.
 [ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 srun --kill-on-bad-exit=1 {python} -m vitwarm.cli sweep --plan {plan} --row "$key" &
