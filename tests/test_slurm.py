@@ -326,7 +326,8 @@ def test_a_node_of_two_dies(slurm: Cluster, tmp_path: Path) -> None:
         "set.train.checkpoint_minutes=0.02",
     )  # fmt: skip
     (row,) = sweep.plan.rows
-    sweep.wait_step(row, 40)
+    run = RunFolder(sweep.run_folder(row))
+    wait_for(lambda: run.saved_step > 0, seconds=180, what="a checkpoint")
     slurm.kill_node(NODES[1], told=False)
 
     def waits() -> bool:
