@@ -156,18 +156,28 @@ class Cluster:
         self.start("slurmctld", "slurmctld", "-D")
         wait_for(lambda: "UP" in self.run("scontrol", "ping", code=None), seconds=30, what="ctld")
 
-    def kill_node(self, name: str) -> None:
-        """A node dies: its slurmd and all that it had started, and the controller is told."""
+    def kill_node(self, name: str, *, told: bool = True) -> None:
+        """A node dies: its slurmd and all that it had started.
+
+        Args:
+            told: the controller is told so; else it finds out after SlurmdTimeout.
+        """
         steps = self.steps(name)
         self.end(name, signal.SIGKILL)
         # The daemons of the steps first: they would tell the controller how the rest ended.
         for pid in [*{_parent_of(pid) for pid in steps} - {1, *steps}, *steps]:
             _kill(pid)
-        self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=died")
+        if told:
+            self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=died")
 
     def start_node(self, name: str) -> None:
         """Starts the slurmd of a node."""
         self.start(name, "slurmd", "-D", "-N", name)
+
+    def revive_node(self, name: str) -> None:
+        """The node is there again."""
+        self.start_node(name)
+        self.run("scontrol", "update", f"nodename={name}", "state=resume", code=None)
 
     def end(self, name: str, signum: int = signal.SIGTERM) -> None:
         """Ends a daemon."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from tiny_images import write_tiny_shards
 
 from vitwarm.cli import main
 from vitwarm.config import SweepConfig, load_config
-from vitwarm.records import RunFolder, read_metrics
+from vitwarm.records import RunFolder, lock_holder, read_metrics
 from vitwarm.sweep import run_sweep
 from vitwarm.sweep.board import Board
 from vitwarm.sweep.execute import run_alone
@@ -136,6 +138,10 @@ class Sweep:
     def look(self) -> dict[str, RowStatus]:
         """What `--status` says of the rows, by key."""
         return {row.key: row for row in read_status(self.plan.home).rows}
+
+    def holder(self, row: Row) -> int:
+        """The id of the process that works on the row."""
+        return int(str(lock_holder(self.run_folder(row))).split()[1])
 
     def run_folder(self, row: Row) -> Path:
         return folder_of(self.plan, row)
@@ -276,8 +282,66 @@ def test_requeue_preemption_and_a_node_that_dies(slurm: Cluster, tmp_path: Path)
     sweep.wait_restart(row, 3)
     sweep.check_as_if_uninterrupted(row)
     assert {slurm.job(job)["NodeList"], node} == set(NODES)
-    slurm.start_node(node)
-    slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
+    slurm.revive_node(node)
+    check_nothing_is_left(slurm)
+
+
+def test_a_run_whose_slurmd_was_killed_lives_on_and_its_job_waits(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    """SLURM starts the job on the other node, where the run's folder is still held.
+
+    And a run that is killed as the kernel does it, out of memory, is said to be.
+    """
+    sweep = Sweep(
+        slurm, tmp_path / "lives", "arms: {default: {train: {train.steps: 30000}}}",
+        "set.train.checkpoint_minutes=0.02",
+    )  # fmt: skip
+    (row,) = sweep.plan.rows
+    sweep.wait_step(row, 0)
+    node = slurm.job(sweep.job(row))["NodeList"]
+    old = sweep.holder(row)
+    slurm.end(node, signal.SIGKILL)
+    slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=died")
+    sweep.wait_restart(row, 2)  # a minute in which the folder is held, and back into the queue
+    seen = sweep.look()[row.key]
+    assert seen.state in ("waiting", "running"), seen
+    assert f"still being worked on by process {old}" in sweep.said(row)
+    assert f"still being worked on by process {old}" in sweep.state(row)[1]
+    os.kill(old, signal.SIGKILL)
+    slurm.revive_node(node)
+    wait_for(lambda: "resuming after step" in sweep.said(row), seconds=180, what="a resume")
+    os.kill(sweep.holder(row), signal.SIGKILL)
+    sweep.wait_end(row)
+    seen = sweep.look()[row.key]
+    assert (seen.state, "ended by SIGKILL (out of memory?)" in seen.note) == ("failed", True)
+    check_nothing_is_left(slurm)
+
+
+def test_a_node_of_two_dies(slurm: Cluster, tmp_path: Path) -> None:
+    """The process on the other node ends in words, and the row waits until both are there."""
+    recipe = "arms: {default: {train: {train.steps: 600}}}"
+    sweep = Sweep(
+        slurm, tmp_path / "two", recipe, "run.nodes=2", "run.devices=1",
+        "set.train.checkpoint_minutes=0.02",
+    )  # fmt: skip
+    (row,) = sweep.plan.rows
+    run = RunFolder(sweep.run_folder(row))
+    wait_for(lambda: run.saved_step > 0, seconds=180, what="a checkpoint")
+    slurm.kill_node(NODES[1], told=False)
+
+    def waits() -> bool:
+        seen = sweep.look()[row.key]
+        assert seen.state in ("running", "waiting"), seen
+        return seen.state == "waiting" and "its last start: Another process" in seen.note
+
+    wait_for(waits, seconds=120, what="a job that waits")
+    slurm.revive_node(NODES[1])
+    wait_for(lambda: "resuming after step" in sweep.said(row), seconds=180, what="a resume")
+    said = sweep.said(row)
+    assert "Another process of this run has ended (" in said
+    sweep.wait_end(row)
+    assert slurm.state(sweep.job(row)) == "COMPLETED", sweep.said(row)
     check_nothing_is_left(slurm)
 
 
@@ -296,8 +360,7 @@ def test_a_job_whose_nodes_keep_dying_is_not_put_back_for_ever(
         node = slurm.job(sweep.job(row))["NodeList"]
         slurm.kill_node(node)
         sweep.wait_restart(row, n)
-        slurm.start_node(node)
-        slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
+        slurm.revive_node(node)
     sweep.wait_end(row)
     assert slurm.state(sweep.job(row)) == "FAILED", sweep.said(row)
     state, reason = sweep.state(row)
@@ -416,6 +479,6 @@ def test_one_task_is_no_two_processes(slurm: Cluster, tmp_path: Path) -> None:
         "bash", "-c", 'srun --ntasks=1 "$@" 2>&1', "bash", sys.executable, "-m", "vitwarm.cli",
         "train", *words, "run.device=cpu", "run.devices=2", f"run.root={tmp_path}/runs", code=2,
     )  # fmt: skip
-    assert "run.devices x run.nodes is 2 x 1, but srun started 1 processes" in said
+    assert "run.devices x run.nodes is 2 x 1, but srun started 1 process (" in said
     assert "Traceback" not in said
     assert not (tmp_path / "runs").exists()

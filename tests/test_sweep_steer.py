@@ -17,11 +17,12 @@ from fake_stages import FAKE
 from test_sweep_execute import CONTROL, config_of, sweep_of
 from tiny_images import write_tiny_shards
 
+from vitwarm.cli import main
 from vitwarm.errors import ConfigError, RunError
 from vitwarm.records import lock_folder, lock_holder
 from vitwarm.sweep import run_sweep
 from vitwarm.sweep.plan import make_plan
-from vitwarm.sweep.rows import Plan, note_sweep, write_state
+from vitwarm.sweep.rows import Plan, note_sweep, save_plan, write_state
 from vitwarm.sweep.status import RowStatus, describe_status, read_status, sum_up
 from vitwarm.sweep.steer import cancel, watch
 
@@ -144,6 +145,10 @@ def test_only_the_sweeps_own_process_is_signalled(tmp_path: Path) -> None:
         other.wait()
 
 
+#: A start of a job that came before all that its run told.
+STARTED_AT = "2020-01-01T00:00:00"
+
+
 def put_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
     """Puts commands on the PATH, before all others."""
     folder.mkdir(exist_ok=True)
@@ -168,12 +173,13 @@ def test_the_queue_is_read_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     result = run_sweep(config, recipe=path, stages=FAKE, say=said.append)
     assert (result.n_left, result.done) == (3, [])
     assert said == [f"3 of 3 rows to run; scripts in {result.folder / 'slurm'}", "\n".join(
-        f"1 jobs as {number}: {name}" for number, name in
+        f"1 job as {number}: {name}" for number, name in
         ((11, "warmups"), (12, "alone"), (13, "trainings")))]  # fmt: skip
     plan = make_plan(config, recipe=path, stages=FAKE)
 
     (tmp_path / "queue").write_text(
-        "11|0|RUNNING|n[1-2]|None\n12|0|PENDING||Priority\n13|0|PENDING||Dependency\n9|0|PENDING||x\n"
+        f"11|0|RUNNING|n[1-2]|None|{STARTED_AT}\n12|0|PENDING||Priority|N/A\n"
+        "13|0|PENDING||Dependency|N/A\n9|0|PENDING||x|N/A\n"
     )
     rows = rows_of(plan)
     assert {name: (row.state, row.job, row.node, row.note) for name, row in rows.items()} == {
@@ -187,7 +193,12 @@ def test_the_queue_is_read_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert said == ["3 rows have their job in the queue already"]
     cancel(plan.home, said.append)
     assert (tmp_path / "cancelled").read_text() == "11 12 13\n"
-    assert said[1].startswith("cancelled SLURM job 11, 12, 13: 2 waited, 1 run")
+    assert said[1].startswith("cancelled SLURM job 11, 12, 13: 2 waited, 1 runs and has")
+    said.clear()
+    (tmp_path / "queue").write_text("13|0|PENDING||Dependency|N/A\n")
+    cancel(plan.home, said.append)
+    assert said == ["cancelled SLURM job 13: 1 waited"]
+    (tmp_path / "queue").write_text(f"11|0|RUNNING|n[1-2]|None|{STARTED_AT}\n")
 
     # A row that failed in this very job has failed; what it told in an earlier one is old.
     for job, state in (("11_0", "failed"), ("7_0", "running")):
@@ -195,14 +206,24 @@ def test_the_queue_is_read_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
         write_state(plan, rows["warm-up shuffled"].key, "failed", reason="no", folder=None)
         assert rows_of(plan)["warm-up shuffled"].state == state
+    # Put back into the queue, or at work again since: that it failed is of an earlier start.
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "11")
+    write_state(plan, rows["warm-up shuffled"].key, "failed", reason="no", folder=None)
+    (tmp_path / "queue").write_text("11|0|PENDING||BeginTime|2099-01-01T00:00:00\n")
+    row = rows_of(plan)["warm-up shuffled"]
+    assert (row.state, row.note) == ("waiting", "BeginTime · its last start: no")
+    (tmp_path / "queue").write_text("11|0|RUNNING|n1|None|2099-01-01T00:00:00\n")
+    assert rows_of(plan)["warm-up shuffled"].state == "running"
 
     # Only the training that waits for the queued warm-up is held back.
-    (tmp_path / "queue").write_text("11|0|RUNNING|n1|None\n")
+    (tmp_path / "queue").write_text(f"11|0|RUNNING|n1|None|{STARTED_AT}\n")
     said.clear()
     run_sweep(config, recipe=path, stages=FAKE, say=said.append)
-    assert said[0] == "1 rows have their job in the queue already"
-    assert said[1].startswith("1 rows need one of those")
-    assert said[3] == "1 jobs as 14: alone"
+    assert said[0] == "1 row has its job in the queue already"
+    assert said[1].startswith("1 row needs one of those, and is not")
+    assert said[3] == "1 job as 14: alone"
+    with pytest.raises(ConfigError, match=r"'local', but 1 row .* has its job .* \(job 11\)"):
+        run_sweep(config_of(tmp_path, CONTROL)[0], recipe=path, stages=FAKE)
 
     put_commands(bin_, monkeypatch, squeue="echo 'slurm_load_jobs error: down' >&2; exit 1")
     status = read_status(plan.home)
@@ -215,6 +236,73 @@ def test_the_queue_is_read_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         squeue="echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
     )  # fmt: skip
     assert sum_up(read_status(plan.home)) == "3 rows: 2 not started, 1 failed"
+
+
+def test_a_training_does_not_overtake_its_warmups_new_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own job waits for the warm-up's old one, which has failed."""
+    put_commands(
+        tmp_path / "bin", monkeypatch,
+        sbatch=f'echo "$@" >> {tmp_path}/n; echo $((10 + $(wc -l < {tmp_path}/n)))',
+        scancel=f'echo "$@" > {tmp_path}/cancelled', squeue=f"cat {tmp_path}/queue",
+    )  # fmt: skip
+    config, path = config_of(tmp_path, CONTROL, "executor=slurm")
+    run_sweep(config, recipe=path, stages=FAKE, say=lambda text: None)
+    plan = make_plan(config, recipe=path, stages=FAKE)
+    warmup = next(row for row in plan.rows if row.kind == "warmup")
+    write_state(plan, warmup.key, "failed", reason="no", folder=None)
+    (tmp_path / "queue").write_text("12|0|PENDING||Priority|N/A\n13|0|PENDING||Resources|N/A\n")
+    said: list[str] = []
+    result = run_sweep(config, recipe=path, stages=FAKE, say=said.append, only_failed=True)
+    assert said[0].startswith("2 of 3 rows to run")
+    assert said[1] == "1 job as 14: warmups\n1 job as 15: trainings"
+    assert said[2].startswith("cancelled SLURM job 13_0: it waited for an earlier job")
+    assert "--dependency=afterany:14 " in (tmp_path / "n").read_text().splitlines()[-1]
+    assert (tmp_path / "cancelled").read_text() == "13_0\n"
+    assert (result.n_left, result.n_submitted) == (2, 2)
+
+    # While they are queued nothing is submitted, and nothing is said as if it were.
+    (tmp_path / "queue").write_text("14|0|PENDING||Priority|N/A\n12|0|PENDING||Priority|N/A\n")
+    training = next(row for row in plan.rows if row.needs)
+    write_state(plan, training.key, "failed", reason="no", folder=None)
+    capsys.readouterr()
+    words = ["--config", str(path), f"run.root={tmp_path / 'runs'}", "executor=slurm"]
+    monkeypatch.setattr("vitwarm.sweep.stages.choose_stages", lambda config, stages: FAKE)
+    assert main(["sweep", *words, "--retry-failed"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "1 row has its job in the queue already"
+    assert told[1].startswith("1 row needs one of those")
+    assert told[2] == "Nothing was submitted. To look:"
+    assert len(told) == 4
+
+
+def test_a_process_beside_the_sweep_is_named_and_ended(tmp_path: Path) -> None:
+    """Somebody runs a row by hand, or a node's daemon died and its run lives on."""
+    config, path = config_of(tmp_path, FAILS)
+    plan = make_plan(config, recipe=path, stages=FAKE)
+    save_plan(plan)
+    folder = tmp_path / "run"
+    row = plan.rows[0]
+    write_state(plan, row.key, "running", folder=folder)
+    code = "import sys, time; from pathlib import Path; from vitwarm.records import lock_folder\n"
+    code += "with lock_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        who = f"process {other.pid} on {socket.gethostname()}"
+        lines = describe_status(read_status(plan.home))
+        assert (who in lines[0], "nobody" in lines[0]) == (True, False)
+        assert f"by {who}" in next(line for line in lines if line.startswith("running"))
+        said: list[str] = []
+        cancel(plan.home, said.append)
+        assert said[0].startswith(f"sent SIGTERM to {who}, which works on default")
+        assert other.wait(20) == -signal.SIGTERM
+    with lock_folder(folder):
+        (folder / ".lock").write_text("process 1 on elsewhere")
+        with pytest.raises(RunError, match="process 1 on elsewhere, which is neither"):
+            cancel(plan.home)
 
 
 WARM = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from vitwarm.config import RunConfig
 from vitwarm.errors import ConfigError, RunError, TrainingFailed
 from vitwarm.hardware import Numbers
 from vitwarm.loop import make_trainer
+from vitwarm.loop.start import find_loss, refuse_standstill
 from vitwarm.records import RunFolder
-from vitwarm.world import World, check_world, choose_strategy, find_world, meet, refuse_standstill
+from vitwarm.world import World, check_world, choose_strategy, find_world, meet
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
 #: A batch script in an allocation of four tasks; salloc's shell has no SLURM_PROCID.
@@ -34,6 +36,8 @@ MPIRUN = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4",
 HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1"}
 KUBERNETES = {"KUBERNETES_PORT": "tcp://10.0.0.1:443", "RANK": "1", "WORLD_SIZE": "2",
               "MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456"}  # fmt: skip
+PAIR = {**STEP, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+HAND = {"NODE_RANK": "1", "MASTER_ADDR": "one", "MASTER_PORT": "29500"}
 PTY = {**STEP, "SLURM_PTY_PORT": "4000", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}
 
 
@@ -44,6 +48,8 @@ PTY = {**STEP, "SLURM_PTY_PORT": "4000", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TA
         ({}, 4, 1, World(0, 4)),  # Lightning starts the others ...
         ({"NODE_RANK": "0", "LOCAL_RANK": "3", "WORLD_SIZE": "4"}, 4, 1, World(3, 4)),  # ... so
         (SRUN, 2, 2, World(3, 4)),
+        ({**SRUN, "SLURM_STEP_NUM_NODES": "2"}, 2, 2, World(3, 4)),
+        (HAND, 1, 2, World(1, 2)),
         ({**SRUN, "PMI_RANK": "3", "PMI_SIZE": "4"}, 2, 2, World(3, 4)),
         (BATCH, 1, 1, World(0, 1)),
         (BATCH, 4, 1, World(0, 4)),
@@ -68,7 +74,12 @@ def test_every_launcher_is_understood(
     ("environment", "devices", "nodes", "message"),
     [
         # The run whose one process trained on half of every batch.
-        ({**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, 2, 1, "srun started 1 proc"),
+        (
+            {**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
+            2,
+            1,
+            r"srun started 1 process \(",
+        ),
         (SRUN, 1, 1, r"is 1 x 1, but srun started 4 processes \(this is number 3\)"),
         (TORCHRUN, 1, 1, "torchrun started 4 processes"),
         (TORCHRUN, 2, 1, "torchrun started 4 processes"),
@@ -79,6 +90,18 @@ def test_every_launcher_is_understood(
         ({**TORCHRUN, "WORLD_SIZE": "many"}, 2, 2, "'3', 'many', '1'; they must be numbers"),
         ({}, 1, 2, "run.nodes is 2, but nothing says which node this is"),
         (BATCH, 2, 2, "run.nodes is 2, but nothing says which node this is"),
+        (
+            {**PAIR, "SLURM_STEP_NUM_NODES": "2"},
+            2,
+            1,
+            "run.nodes is 1, but srun .* on 2. .*nodes=2",
+        ),
+        ({**PAIR, "SLURM_STEP_NUM_NODES": "x"}, 2, 1, "NUM_NODES is 'x' in .* whole number from 0"),
+        ({**HAND, "NODE_RANK": "abc"}, 1, 2, "NODE_RANK is 'abc' in .* whole number from 0 to 1"),
+        ({**HAND, "NODE_RANK": "2"}, 1, 2, "NODE_RANK is '2' in .* from 0 to 1"),
+        ({**HAND, "MASTER_PORT": "xx"}, 1, 2, "MASTER_PORT is 'xx' in .* from 1 to 65,535"),
+        ({**SRUN, "MASTER_PORT": "70000"}, 2, 2, "MASTER_PORT is '70000' in"),
+        ({"LOCAL_RANK": "4"}, 4, 1, "LOCAL_RANK is '4' in .* from 0 to 3"),
     ],
 )
 def test_a_world_that_is_not_the_configs_is_refused(
@@ -156,6 +179,35 @@ def test_what_runs_is_compared_with_what_the_batches_were_cut_for() -> None:
         check_world(World(0, 2), rank=0, size=1)
 
 
+_DIES = """
+import os, sys, torch, torch.distributed as group
+from vitwarm.loop.start import find_loss
+rank = int(sys.argv[1])
+group.init_process_group("gloo", init_method=sys.argv[2], rank=rank, world_size=2)
+group.all_reduce(torch.ones(3))
+if rank == 1:
+    os.kill(os.getpid(), 9)
+try:
+    group.all_reduce(torch.ones(3))
+except RuntimeError as error:
+    print(find_loss(error))
+"""
+
+
+def test_a_process_that_is_gone_is_named_in_words(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _DIES]
+    where = f"file://{tmp_path}/meeting"
+    with (
+        subprocess.Popen([*command, "1", where]) as other,
+        subprocess.Popen([*command, "0", where], stdout=subprocess.PIPE, text=True) as zero,
+    ):
+        said, _ = zero.communicate(timeout=60)
+        assert other.wait(60) == -9
+    assert re.fullmatch(r"(Connection|Read error) .{,70}\n", said), said
+    assert find_loss(RuntimeError("Connection closed by peer")) is None  # not of the group
+    assert find_loss(RuntimeError("[gloo/pair.cc:1] a shape that does not fit")) is None
+
+
 def test_why_rank_zero_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -203,6 +255,11 @@ def test_a_job_that_comes_back_twice_without_a_step_ends(
     start(1, 80)
     with pytest.raises(TrainingFailed):
         start(2, 80)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "x")
+    with pytest.raises(
+        ConfigError, match="SLURM_RESTART_COUNT is 'x' in the environment; set a whole"
+    ):
+        refuse_standstill(run)
     monkeypatch.delenv("SLURM_JOB_ID")
     for _ in range(4):
         start(None, 80)

@@ -26,9 +26,8 @@ from lightning.fabric.plugins.environments import (
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from vitwarm.config import RunConfig
-from vitwarm.errors import ConfigError, RunError, TrainingFailed
-from vitwarm.records import RunFolder
-from vitwarm.records.record import read_json
+from vitwarm.errors import ConfigError, RunError
+from vitwarm.units import count_of
 
 try:
     import fcntl
@@ -47,9 +46,6 @@ LAUNCHERS = (
 
 #: How long a process tries to reach rank zero before it says why it cannot.
 MEET_SECONDS = 60.0
-
-#: Starts of one SLURM job at the same step after which it is not worth another one.
-STANDSTILL_STARTS = 3
 
 _SIOCGIFADDR = 0x8915
 
@@ -98,6 +94,21 @@ def find_launch(environment: Mapping[str, str]) -> Launch | None:
     return None
 
 
+def read_number(
+    environment: Mapping[str, str], name: str, *, least: int = 0, most: int | None = None
+) -> int:
+    """Returns a variable's number; 0: it is not set. Raises: ConfigError: it has another value."""
+    text = environment.get(name, "")
+    if not text:
+        return 0
+    if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+        allowed = f"from {least}" + ("" if most is None else f" to {most:,}")
+        raise ConfigError(
+            f"{name} is {text!r} in the environment; set a whole number {allowed}, or unset it."
+        )
+    return int(text)
+
+
 def find_world(run: RunConfig, environment: Mapping[str, str] | None = None) -> World:
     """Returns rank and size of this process.
 
@@ -109,12 +120,21 @@ def find_world(run: RunConfig, environment: Mapping[str, str] | None = None) -> 
     environment = os.environ if environment is None else environment
     size = run.devices * run.nodes
     launch = find_launch(environment)
+    if size > 1:
+        read_number(environment, "MASTER_PORT", least=1, most=65_535)
     if launch is not None:
         if launch.size != size or launch.rank >= size:
             raise ConfigError(
                 f"run.devices x run.nodes is {run.devices} x {run.nodes}, but {launch.launcher} "
-                f"started {launch.size} processes (this is number {launch.rank}). Give run.devices "
-                f"and run.nodes whose product is {launch.size}, or start {size} processes."
+                f"started {count_of(launch.size, 'process', 'es')} (this is number {launch.rank}). "
+                f"Give run.devices and run.nodes whose product is {launch.size}, or start "
+                f"{count_of(size, 'process', 'es')}."
+            )
+        nodes = read_number(environment, "SLURM_STEP_NUM_NODES") or run.nodes
+        if launch.launcher == "srun" and nodes != run.nodes:
+            raise ConfigError(
+                f"run.nodes is {run.nodes}, but srun started the processes on {nodes}. Give "
+                f"run.nodes={nodes} and run.devices per node, or srun --nodes={run.nodes}."
             )
         if launch.local_rank >= run.devices:
             raise ConfigError(
@@ -125,7 +145,8 @@ def find_world(run: RunConfig, environment: Mapping[str, str] | None = None) -> 
         return World(launch.rank, size)
     if size == 1:
         return World(0, 1)
-    node, local = (int(environment.get(name, 0)) for name in ("NODE_RANK", "LOCAL_RANK"))
+    node = read_number(environment, "NODE_RANK", most=run.nodes - 1)
+    local = read_number(environment, "LOCAL_RANK", most=run.devices - 1)
     if run.nodes > 1 and not {"NODE_RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(environment):
         raise ConfigError(
             f"run.nodes is {run.nodes}, but nothing says which node this is. Start the command on "
@@ -157,7 +178,7 @@ class Launched(ClusterEnvironment):
     @property
     def main_port(self) -> int:
         """MASTER_PORT, else one that follows from the SLURM job's number."""
-        job = int(os.environ.get("SLURM_JOB_ID", "0"))
+        job = read_number(os.environ, "SLURM_JOB_ID")
         return int(os.environ.setdefault("MASTER_PORT", str(15_000 + job % 10_000)))
 
     @staticmethod
@@ -325,26 +346,3 @@ def check_world(world: World, *, rank: int, size: int) -> None:
                 f"that this is process {its_rank} of {its_size}. Start it with one launcher only "
                 "(srun or torchrun), and unset the variables of the other."
             )
-
-
-def refuse_standstill(run: RunFolder) -> None:
-    """Ends a SLURM job that was put back into the queue twice and came no step further.
-
-    Notes in `starts.json` at which step each start of the job began; a new job begins a new list.
-
-    Raises: TrainingFailed: at its third start at the same step.
-    """
-    job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
-    if job is None or int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0:
-        (run.path / "starts.json").unlink(missing_ok=True)
-    if job is None:
-        return
-    step = run.saved_step
-    starts = [*(read_json(run.path / "starts.json") or {}).get("steps", []), step]
-    run.write_json("starts.json", {"job": job, "steps": starts})
-    if starts[-STANDSTILL_STARTS:] == [step] * STANDSTILL_STARTS:
-        raise TrainingFailed(
-            f"This SLURM job was put back into the queue {STANDSTILL_STARTS - 1} times and made "
-            f"no progress past step {step:,}. Raise its time limit (sbatch.time in a sweep), or "
-            "save more often (checkpoint_minutes); then start it again; it resumes from there."
-        )

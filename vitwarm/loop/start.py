@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vitwarm.config import RunConfig, WarmupRun, to_plain
-from vitwarm.errors import TrainingFailed, VitwarmError
+from vitwarm.errors import Stopped, TrainingFailed, VitwarmError
 from vitwarm.hardware import Numbers, choose_device
 from vitwarm.informing import informs
 from vitwarm.interrupts import last_words
@@ -28,13 +30,23 @@ from vitwarm.loop.meters import WaitMeter
 from vitwarm.loop.module import SteppedModule
 from vitwarm.loop.plan import Plan
 from vitwarm.loop.saving import Checkpoint, load_checkpoint
-from vitwarm.records import Record, RunFolder, code_version, open_run
+from vitwarm.records import Record, RunFolder, code_version, open_run, read_json
 from vitwarm.trunk import blocks_of
 from vitwarm.units import format_seconds
-from vitwarm.world import World, choose_strategy, refuse_standstill
+from vitwarm.world import World, choose_strategy, read_number
 
 #: Up to this length unfused attention is the faster one on a CPU in bf16.
 _UNFUSED_TOKENS = 512
+
+#: Starts of one SLURM job at the same step after which it is not worth another one.
+STANDSTILL_STARTS = 3
+
+#: What gloo, NCCL and torch's store say where the process at the other end is gone.
+_GONE = re.compile(
+    r"(clos\w+|reset) by (remote )?peer|Broken pipe|remote process exited|Timed out waiting|"
+    r"No route to host",
+    re.IGNORECASE,
+)
 
 #: Says something to the user.
 Say = Callable[[str], None]
@@ -73,6 +85,47 @@ def run_once(plan: Plan, work: Callable[[RunFolder, Say], Record], *, fresh: boo
             elif writer and error.exit_code == 2 and not run.has_begun:
                 run.remove()  # refused before anything was done: nothing half-written stays
             raise
+        except RuntimeError as error:
+            loss = find_loss(error) if plan.world.size > 1 else None
+            if loss is None:
+                raise
+            raise Stopped(
+                f"Another process of this run has ended ({loss}); its own output says why. Run the "
+                f"same command again: it resumes after step {run.saved_step:,}.",
+                exit_code=75,
+            ) from error
+
+
+def refuse_standstill(run: RunFolder) -> None:
+    """Ends a SLURM job that was put back into the queue twice and came no step further.
+
+    Notes in `starts.json` at which step each start of the job began; a new job begins a new list.
+
+    Raises: TrainingFailed: at its third start at the same step.
+    """
+    job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
+    if job is None or read_number(os.environ, "SLURM_RESTART_COUNT") == 0:
+        (run.path / "starts.json").unlink(missing_ok=True)
+    if job is None:
+        return
+    step = run.saved_step
+    starts = [*(read_json(run.path / "starts.json") or {}).get("steps", []), step]
+    run.write_json("starts.json", {"job": job, "steps": starts})
+    if starts[-STANDSTILL_STARTS:] == [step] * STANDSTILL_STARTS:
+        raise TrainingFailed(
+            f"This SLURM job was put back into the queue {STANDSTILL_STARTS - 1} times and made "
+            f"no progress past step {step:,}. Raise its time limit (sbatch.time in a sweep), or "
+            "save more often (checkpoint_minutes); then start it again; it resumes from there."
+        )
+
+
+def find_loss(error: RuntimeError) -> str | None:
+    """Returns what the process group said of another process that is gone; None: nothing such."""
+    text = str(error).partition("\n")[0]
+    is_its = isinstance(error, torch.distributed.DistError) or re.search("gloo|nccl", text, re.I)
+    if not is_its or not _GONE.search(text):
+        return None
+    return re.sub(r"^\[[^]]*\]\s*", "", text).partition(". ")[0]
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def run_sweep(
     from vitwarm.sweep.execute import run_plan
     from vitwarm.sweep.plan import make_plan
     from vitwarm.sweep.stages import choose_stages
-    from vitwarm.sweep.steer import pick_failed, submit
+    from vitwarm.sweep.steer import pick_failed, refuse_beside_slurm, submit
 
     stages = choose_stages(config, stages)
     plan = make_plan(config, recipe=Path(recipe) if recipe else None, stages=stages)
@@ -56,6 +56,7 @@ def run_sweep(
         return SweepResult(plan.home)
     if config.executor == "slurm":
         return submit(plan, config, rows, stages=stages, say=say)
+    refuse_beside_slurm(plan.home)
     return run_plan(plan, rows=rows, run=config.run, slots=config.slots, stages=stages, say=say)
 
 
@@ -130,6 +131,7 @@ def _look(args: argparse.Namespace, config: SweepConfig) -> int:
 def _tell(result: SweepResult, command: str) -> int:
     """Says what came of a sweep, and what to do next."""
     from vitwarm.sweep.rows import describe_row
+    from vitwarm.units import count_of
 
     for one in result.failed:
         print(f"{one.state.upper():<8} {describe_row(one.row)}: {one.reason}", file=sys.stderr)
@@ -137,11 +139,15 @@ def _tell(result: SweepResult, command: str) -> int:
     n_done = sum(one.state == "finished" for one in result.done)
     if not n_rows:
         print("No row has failed: there is nothing to run again.")
+    elif result.n_left and not result.n_submitted:
+        print(f"Nothing was submitted. To look:\n{command} --status")
     elif result.n_left:
-        print(f"{n_done} of {n_rows} rows have their result, {result.n_left} are SLURM's. To look:")
+        are = "is" if result.n_left == 1 else "are"
+        of = count_of(n_rows, "row")
+        print(f"{n_done} of {of} have their result, {result.n_left} {are} SLURM's. To look:")
         print(f"{command} --status")
     else:
-        print(f"{n_done} of {n_rows} rows have their result. Next:")
+        print(f"{n_done} of {count_of(n_rows, 'row')} have their result. Next:")
         print(f"vitwarm report {result.folder} --out {result.folder / 'report'}")
     return result.exit_code
 

@@ -44,7 +44,9 @@ class SweepResult:
     """The sweep's own folder, which a report takes."""
     done: list[Done] = field(default_factory=list)
     n_left: int = 0
-    """Rows that are SLURM's now, in addition to `done`."""
+    """Rows that are SLURM's now or wait for some that are, in addition to `done`."""
+    n_submitted: int = 0
+    """Of these, what was submitted just now."""
 
     @property
     def failed(self) -> list[Done]:

@@ -18,15 +18,30 @@ from typing import Any
 from vitwarm.config import RunConfig, TrainRun, WarmupRun
 from vitwarm.errors import Stopped
 from vitwarm.interrupts import Interrupts
-from vitwarm.records import count_cpus, lock_folder
+from vitwarm.records import count_cpus, lock_folder, lock_holder
 from vitwarm.sweep.board import Board, Done, Ready, SweepResult, find_result
 from vitwarm.sweep.progress import SweepProgress
-from vitwarm.sweep.rows import Plan, Row, State, note_sweep, save_plan, set_fields
+from vitwarm.sweep.rows import (
+    Plan,
+    Row,
+    State,
+    note_sweep,
+    read_state,
+    save_plan,
+    set_fields,
+    write_state,
+)
 from vitwarm.sweep.stages import Config, Stages
 from vitwarm.sweep.worker import Environment, Job, Outcome, Worker
 
 #: How often the parent looks up from waiting: for signals, and to move the clock on its line.
 LOOK_SECONDS = 0.5
+
+#: How long a job that was put back waits for a folder that is held (a dead holder's claim is free
+#: after 45 s), and up to which return it goes back into the queue after that.
+HELD_SECONDS, MOST_RETURNS = 60.0, 30
+#: How long the other processes of a run that was stopped stay behind rank zero.
+LEAVE_SECONDS = 2.0
 
 
 def find_slots(run: RunConfig, slots: int | None) -> list[Environment]:
@@ -84,20 +99,50 @@ def run_alone(plan: Plan, key: str, stages: Stages | None = None) -> Done:
         board.add(found)
         return found
     assert found is not None
-    board.start(row, found)
     try:
+        if board.writes:
+            _await_folder(found.folder)
+        board.start(row, found)
         board.stages.run_row(found.config)
     except Stopped as error:
-        board.add(Done(row, "unfinished", str(error), found.folder))
+        if not board.writes:  # srun kills the others once one has left: rank zero speaks first
+            time.sleep(LEAVE_SECONDS)
+        # What another process of the run failed of is why this one stopped.
+        elif read_state(plan.home, key).get("state") != "failed":
+            board.add(Done(row, "unfinished", str(error), found.folder))
         raise
-    except Exception as error:
-        board.add(Done(row, "failed", str(error), found.folder))
+    except Exception as error:  # on any rank: that of rank zero may be killed before it can tell
+        write_state(plan, key, "failed", reason=str(error), folder=found.folder)
         raise
     if not board.writes:
         return Done(row, "finished", "", found.folder)
     done = board.finish(row, Outcome("finished"), found, plan.home / "logs")
     board.add(done)
     return done
+
+
+def _await_folder(folder: Path) -> None:
+    """Waits for a run's folder in a job that was put back into the queue.
+
+    Where a node's slurmd died, the job's earlier start may live on there. The other processes of
+    this run would not wait for so long; with several the queue alone does.
+
+    Raises: Stopped: the folder is still held; the job's script puts the job back once more.
+    """
+    from vitwarm.world import read_number
+
+    if not 0 < read_number(os.environ, "SLURM_RESTART_COUNT") < MOST_RETURNS:
+        return
+    alone = os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1"
+    end = time.monotonic() + (HELD_SECONDS if alone else 0.0)
+    while (holder := lock_holder(folder)) is not None:
+        if time.monotonic() >= end:
+            raise Stopped(
+                f"{folder} is still being worked on by {holder}, as an earlier start of this job "
+                "may be. This one goes back into the queue.",
+                exit_code=75,
+            )
+        time.sleep(LOOK_SECONDS)
 
 
 def _look_at_needs(board: Board, row: Row) -> None:

@@ -12,7 +12,7 @@ from vitwarm.informing import in_notebook, informs, shows_bars
 from vitwarm.records import Record
 from vitwarm.sweep.board import Done
 from vitwarm.sweep.rows import Plan, Row, describe_row
-from vitwarm.units import format_seconds
+from vitwarm.units import count_of, format_seconds
 
 
 class SweepProgress:
@@ -36,8 +36,10 @@ class SweepProgress:
         self.n_slots = n_slots
         self.samples_left = float(sum(row.samples for row in waiting))
         before = self.n_rows - len(waiting)
-        done = f", {before} are done" if before else ""
-        self.say(f"{len(waiting)} of {self.n_rows} rows to run{done}; {n_slots} at a time")
+        done = f", {before} {'is' if before == 1 else 'are'} done" if before else ""
+        self.say(
+            f"{len(waiting)} of {count_of(self.n_rows, 'row')} to run{done}; {n_slots} at a time"
+        )
         if self.progress and shows_bars():
             self.bar = tqdm(
                 total=self.n_rows, initial=before, unit="run", dynamic_ncols=True,

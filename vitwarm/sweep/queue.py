@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from vitwarm.errors import ConfigError
@@ -31,6 +32,8 @@ class QueuedJob:
     nodes: str
     reason: str
     """Why it waits, in SLURM's word: Dependency, Priority, JobArrayTaskLimit ..."""
+    begun: float = 0.0
+    """When this start of it began, in seconds since 1970; 0: not known, or it waits."""
 
     @property
     def id(self) -> str:
@@ -63,7 +66,7 @@ def read_queue(home: Path) -> Queue:
         rows |= {(array, str(task)): key for task, key in enumerate(keys)}
     arrays = ",".join(dict.fromkeys(array for array, _ in rows))
     known = frozenset(rows.values())
-    command = ["squeue", "--noheader", "--array", f"--jobs={arrays}", "--format=%F|%K|%T|%N|%r"]
+    command = ["squeue", "--noheader", "--array", f"--jobs={arrays}", "--format=%F|%K|%T|%N|%r|%S"]
     try:
         done = ask_slurm(command)
     except ConfigError as error:
@@ -72,11 +75,19 @@ def read_queue(home: Path) -> Queue:
         return Queue(submitted=known, silent=silent)
     jobs: dict[str, QueuedJob] = {}
     for line in done.splitlines():
-        array, task, state, nodes, reason = (word.strip() for word in line.split("|", 4))
+        array, task, state, nodes, reason, begun = (word.strip() for word in line.split("|", 5))
         key = rows.get((array, task))
         if key is not None:
-            jobs[key] = QueuedJob(array, task, state in _ON_NODES, nodes, reason)
+            runs = state in _ON_NODES
+            jobs[key] = QueuedJob(array, task, runs, nodes, reason, _to_seconds(begun, runs))
     return Queue(jobs, known)
+
+
+def _to_seconds(time: str, runs: bool) -> float:
+    try:
+        return datetime.fromisoformat(time).timestamp() if runs else 0.0
+    except ValueError:  # N/A, or a site's own SLURM_TIME_FORMAT
+        return 0.0
 
 
 def ask_slurm(command: list[str]) -> str:

@@ -165,7 +165,9 @@ def write_state(
         "host": socket.gethostname(),
         "job": f"{array}_{task}" if array else None,
     }
-    write_text(plan.home / "rows" / f"{key}.json", json.dumps(plain) + "\n")
+    # On one line, and letters as they are: the job's script reads it with sed.
+    text = json.dumps(plain, ensure_ascii=False)
+    write_text(plan.home / "rows" / f"{key}.json", text + "\n")
 
 
 def read_state(home: Path, key: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ call, and a test can put quick ones in their place.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -92,9 +93,12 @@ def _on_a_login_node(config: ConfigT) -> ConfigT:
 
     The same number of them, so that a batch that they cannot share is refused.
     """
+    from vitwarm.world import find_launch
+
     run = config.run
     size = run.devices * run.nodes
-    return config if size == 1 else _on_cpu(config, devices=size, nodes=1)
+    launched = size == 1 or find_launch(os.environ) is not None
+    return config if launched else _on_cpu(config, devices=size, nodes=1)
 
 
 def _on_cpu(config: ConfigT, **changes: Any) -> ConfigT:

@@ -21,8 +21,15 @@ from vitwarm.records import Record, RunFolder, lock_holder, read_json
 from vitwarm.sweep.board import find_result
 from vitwarm.sweep.progress import describe_result
 from vitwarm.sweep.queue import Queue, read_queue
-from vitwarm.sweep.rows import LocalSweep, Row, describe_row, find_sweep, load_plan, read_state
-from vitwarm.units import format_seconds
+from vitwarm.sweep.rows import (
+    LocalSweep,
+    Row,
+    describe_row,
+    find_sweep,
+    load_plan,
+    read_state,
+)
+from vitwarm.units import count_of, format_seconds
 
 #: `waiting`: a process or a job will run it; `stopped`: begun, and nobody is at it: the sweep's
 #: command goes on with it; `not started`: not begun, and nobody will. In the order of a table.
@@ -48,6 +55,8 @@ class RowStatus:
     """Where it runs."""
     job: str | None = None
     """Its job in SLURM's queue."""
+    holder: str | None = None
+    """The process that works on it, if that is neither the sweep's nor a job's."""
     step: int | None = None
     """The last step logged of a run in progress; else the step that is saved."""
     steps: int | None = None
@@ -97,6 +106,7 @@ def read_status(home: Path) -> SweepStatus:
     run_by = [f"process {sweep.pid} on {sweep.host}"] if sweep else []
     arrays = dict.fromkeys(job.array for job in queue.jobs.values())
     run_by += [f"SLURM job {array}" for array in arrays]
+    run_by += list(dict.fromkeys(status.holder for status, _ in looks if status.holder))
     warning = f"The queue could not be asked: {queue.silent}" if queue.silent else ""
     return SweepStatus(
         name=plan.name, home=str(home), run_by=run_by, rows=[status for status, _ in looks],
@@ -120,7 +130,7 @@ def sum_up(status: SweepStatus) -> str:
     words = [f"{counts[state]} {state}" for state in get_args(RowState) if counts[state]]
     left = status.seconds_left
     about = "" if left is None else f"; about {format_seconds(left)} left"
-    return f"{len(status.rows)} rows: {', '.join(words)}{about}"
+    return f"{count_of(len(status.rows), 'row')}: {', '.join(words)}{about}"
 
 
 def to_json(status: SweepStatus) -> str:
@@ -137,6 +147,7 @@ def _describe(row: RowStatus) -> str:
         words.append(f"{format_seconds(row.seconds_left)} left")
     words += [row.node] if row.node else []
     words += [f"job {row.job}"] if row.job else []
+    words += [f"by {row.holder}"] if row.holder else []
     return " · ".join(words)
 
 
@@ -163,13 +174,15 @@ def _look(
         step, left = _progress(row, folder, float(told.get("time") or 0))
         common |= {"node": node or told.get("host"), "step": step, "seconds_left": left}
         common["note"] = "" if step or row.kind == "init" else "no step logged yet"
+        common["holder"] = holder if job is None and sweep is None else None
     else:
         saved = RunFolder(folder).saved_step if folder else 0
         note = _failure(folder, told) if state in ("failed", "refused") else ""
-        common |= {
-            "step": saved or None,
-            "note": job.reason if state == "waiting" and job else note,
-        }
+        if state == "waiting" and job:
+            note = job.reason
+            if told.get("job") == job.id and told.get("reason"):
+                note += f" · its last start: {told['reason']}"
+        common |= {"step": saved or None, "note": note}
     return RowStatus(**common), None
 
 
@@ -181,9 +194,9 @@ def _judge(
     word, job = told.get("state"), queue.jobs.get(row.key)
     ended: RowState | None = word if word in ("failed", "refused") else None
     if job is not None:
-        if ended and told.get("job") == job.id:
-            return ended
-        return "running" if job.runs else "waiting"
+        # A job that waits again was put back, and what it told is of its last start.
+        this_start = told.get("job") == job.id and float(told.get("time") or 0) >= job.begun
+        return ended if ended and job.runs and this_start else "running" if job.runs else "waiting"
     if holder is not None:
         return "running"
     if sweep is not None and row.key in sweep.rows:
