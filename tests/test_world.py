@@ -60,6 +60,8 @@ PTY = {**STEP, "SLURM_PTY_PORT": "4000", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TA
         (TORCHRUN, 2, 2, World(3, 4)),
         ({**SRUN, "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", **TORCHRUN}, 2, 2, World(3, 4)),
         (MPIRUN, 2, 2, World(3, 4)),
+        # Open MPI on a SLURM node that is not the first: its daemon is a step of one task.
+        ({**MPIRUN, **STEP, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, 2, 2, World(3, 4)),
         (HYDRA, 2, 2, World(3, 4)),
         (KUBERNETES, 1, 2, World(1, 2)),
     ],

@@ -36,11 +36,12 @@ except ImportError:  # Windows
 log = logging.getLogger("vitwarm")
 
 #: Launcher -> its variables for rank, size, and rank on this node; the first that is there counts:
-#: torchrun and srun can stand inside of each other, and srun sets MPI's variables too.
+#: torchrun and srun can stand inside of each other, Open MPI starts its daemons by srun, and srun
+#: sets PMI's variables too.
 LAUNCHERS = (
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
     ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
     ("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
 )
 
