@@ -35,6 +35,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 # Nothing but the standard library: on a bare machine the package loads only after --wheels.
 
@@ -53,6 +54,8 @@ SHORTEST = 40.0
 #: Seconds between the request to end and the end.
 GRACE = 12
 PART_BYTES = 15 << 20
+#: How tars are unpacked; Python before 3.11.4 (Debian 12's) knows no filter.
+SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 #: Of all that lies in OUT.
 TOTAL_BYTES = 63 << 20
 #: What is kept of a run; weights are not.
@@ -193,7 +196,7 @@ def fetch_data(parts: list[Path], data: Path) -> None:
     for part in parts:
         if part.is_file():
             with tarfile.open(part) as tar:
-                tar.extractall(data, filter="data")
+                tar.extractall(data, **SAFELY)
         else:
             shutil.copytree(part, data, dirs_exist_ok=True)
 
@@ -277,7 +280,7 @@ def unpack(state: Path, work: Path) -> None:
         shutil.copyfile(state / "legs.jsonl", work / "legs.jsonl")
     if (state / "records.tgz").is_file():
         with tarfile.open(state / "records.tgz") as tar:
-            tar.extractall(work, filter="data")
+            tar.extractall(work, **SAFELY)
     (work / "trunks").mkdir(exist_ok=True)
     for name in TRUNKS:
         if (state / f"{name}.safetensors").is_file():
@@ -287,7 +290,7 @@ def unpack(state: Path, work: Path) -> None:
         content = b"".join(part.read_bytes() for part in parts)
         if hashlib.sha256(content).hexdigest()[:16] == parts[0].name.split("-")[1]:
             with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-                tar.extractall(work, filter="data")
+                tar.extractall(work, **SAFELY)
 
 
 if __name__ == "__main__":

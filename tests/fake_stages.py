@@ -129,11 +129,16 @@ def check_trunk(label: str, warm: WarmupRun, train: TrainRun) -> None:
     pass
 
 
+def check_start(label: str, train: TrainRun) -> None:
+    pass
+
+
 FAKE = Stages(
     plan_warmup=plan_warmup,
     count_images=count_images,
     find_training=find_training,
     check_init=check_init,
     check_trunk=check_trunk,
+    check_start=check_start,
     run_row=run_row,
 )

@@ -164,6 +164,16 @@ def test_a_field_in_its_section_and_by_its_dotted_name_is_given_twice(tmp_path: 
         load_config(WarmupRun, tmp_path / "two.yaml")
 
 
+def test_a_word_joins_what_a_recipe_sets() -> None:
+    """`set: {warmup.model_kwargs: {...}}` of a recipe, and one of them on the command line."""
+    both = {"warmup.model_kwargs": {"depth": 3, "embed_dim": 64}}
+    config = load_config(
+        WarmupRun, fields={**both, "warmup": {"model_kwargs": {"embed_dim": 32}, "lr": 0.5}}
+    )
+    assert config.warmup.model_kwargs == {"depth": 3, "embed_dim": 32}
+    assert config.warmup.lr == 0.5
+
+
 def test_extends_is_no_word_of_a_command() -> None:
     with pytest.raises(ConfigError, match="'extends=other' changes nothing"):
         load_config(WarmupRun, None, ["extends=other"])

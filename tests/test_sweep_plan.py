@@ -12,12 +12,13 @@ import pytest
 from fake_stages import FAKE
 
 from vitwarm.config import SweepConfig, TrainRun, WarmupRun, load_config
-from vitwarm.errors import ConfigError, HandoffError, ModelError
+from vitwarm.errors import ConfigError, HandoffError, ModelError, TrunkError
 from vitwarm.records import Record
 from vitwarm.rules import make_rule
 from vitwarm.sweep.plan import extra_steps, make_plan, resolve
 from vitwarm.sweep.rows import Plan, Row, load_plan, save_plan
-from vitwarm.sweep.stages import check_init, check_trunk, plan_warmup
+from vitwarm.sweep.stages import check_init, check_start, check_trunk, plan_warmup
+from vitwarm.trunk import build_model, save_trunk
 
 BASE = """
 name: digits
@@ -372,3 +373,37 @@ def test_a_row_over_nodes_is_planned_where_nothing_has_started() -> None:
 def test_a_base_below_configs_is_the_training_and_no_sweep_of_that_name(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "base: quickstart\nmatch: steps\nwarmup_seeds: shared\n", "seeds=[0]")
     assert train_config(plan.rows[0]).train.img_size == 8
+
+
+@pytest.mark.parametrize(
+    ("arm", "words", "message"),
+    [
+        (
+            "{trunk: trunk.safetensors}",
+            [],
+            r"arms\.dyck: the trunk .* do not fit: tensor 'blocks\.0",
+        ),
+        ("{trunk: nowhere.safetensors}", [], "nowhere"),
+        ("{trunk: trunk.safetensors, blocks: '9:'}", ["embed_dim=16"], "handoff.blocks is '9:'"),
+        ("{init: mimetic, blocks: '9:'}", [], "handoff.blocks is '9:'"),
+    ],
+)
+def test_an_arm_that_cannot_start_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shape = {"embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 8, "patch_size": 2}
+    save_trunk(Path("trunk.safetensors"), build_model("vit_tiny_patch16_224", seed=0, **shape), {})
+    kwargs = "{embed_dim: 32, depth: 2, num_heads: 2, patch_size: 2}"
+    base = f"{BASE}name: digits\ntrain.model_kwargs: {kwargs}\ntrain.img_size: 8\n"
+    path = write_recipes(
+        tmp_path,
+        "base: base.yaml\nmatch: steps\nwarmup_seeds: paired\n"
+        f"arms: {{default: {{}}, dyck: {arm}}}\n",
+        base.replace("name: digits\n", "", 1),
+    )
+    set_words = [f"set.train.model_kwargs.{word}" for word in words]
+    config = load_config(SweepConfig, path, set_words)
+    stages = dataclasses.replace(FAKE, check_start=check_start)
+    with pytest.raises((HandoffError, TrunkError), match=message):
+        make_plan(config, recipe=path, stages=stages)

@@ -65,7 +65,7 @@ def load_config(
             merged = OmegaConf.merge(merged, {"name": Path(path).stem}, _nest(recipe, schema))
         if fields:
             where = "the given fields"
-            merged = OmegaConf.merge(merged, _nest(fields, schema))
+            merged = OmegaConf.merge(merged, _nest(fields, schema, once=False))
         where = "the command line"
         for word in overrides:
             if word.startswith("extends="):
@@ -106,7 +106,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     schema = type(config)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(to_plain(config)))
-        merged = OmegaConf.merge(merged, _nest(overrides, schema))
+        merged = OmegaConf.merge(merged, _nest(overrides, schema, once=False))
         return cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error, schema)) from error
@@ -171,24 +171,34 @@ def _hashed(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{item.name}", value
 
 
-def _nest(plain: Mapping[str, Any], schema: type) -> Any:
-    """Turns dotted keys (`{"warmup.lr": 1}`) into nested ones with the schema's types."""
+def _nest(plain: Mapping[str, Any], schema: type, *, once: bool = True) -> Any:
+    """Turns dotted keys (`{"warmup.lr": 1}`) into nested ones with the schema's types.
+
+    Args:
+        once: refuse a field that is given twice, in its section and by its dotted name; else the
+            later one counts, as where a word of the command line joins a recipe's `set`.
+    """
     nested: dict[str, Any] = {}
     for key, value in plain.items():
         *sections, last = str(key).split(".")
-        place = nested
-        for part in sections:
-            if not isinstance(place.get(part), dict):
-                place[part] = {}
-            place = place[part]
-        before = place.get(last)
-        if last not in place:
-            place[last] = dict(value) if isinstance(value, Mapping) else value
-        elif isinstance(before, dict) and isinstance(value, Mapping) and not before.keys() & value:
-            before.update(value)
-        else:
-            raise ConfigError(f"{key} is given twice: in its section and by its dotted name.")
+        for part in reversed((*sections, last)):
+            value = {part: value}
+        _merge(nested, value, "", once)
     return OmegaConf.create(as_meant(schema, nested))
+
+
+def _merge(into: dict[str, Any], plain: Mapping[Any, Any], section: str, once: bool) -> None:
+    for key, value in plain.items():
+        before = into.get(key)
+        if isinstance(value, Mapping) and isinstance(before, dict | None):
+            into[key] = {} if before is None else before
+            _merge(into[key], value, f"{section}{key}.", once)
+        elif once and key in into:
+            raise ConfigError(
+                f"{section}{key} is given twice: in its section and by its dotted name."
+            )
+        else:
+            into[key] = value
 
 
 def _explain(error: OmegaConfBaseException, schema: type) -> str:

@@ -12,6 +12,7 @@ setting is a section of its own in the report.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -162,8 +163,11 @@ class _Planner:
         if arm.warmup:
             self._check_trunk(name, self._warmup_config(arm, warm, config.seed), config)
             trunk = self._add_warmup(name, arm, warm, config.seed)
-        elif arm.init:
-            trunk = self._add_init(name, arm, warm, config)
+        elif arm.init or arm.trunk:
+            shape = config.train.model, config.train.model_kwargs, config.train.img_size
+            once = "start", *shape, *dataclasses.astuple(config.handoff)
+            self._once(lambda: self.stages.check_start(name, config), *once)
+            trunk = self._add_init(name, arm, warm, config) if arm.init else None
         if arm.extra_samples_of:
             extra = self._add_warmup(None, source, warm, config.seed)
             steps += extra_steps(extra.samples, config.train.batch_size)
@@ -278,9 +282,8 @@ class _Planner:
             name=arm.init, path=str(path), model=train.train.model, model_kwargs=model_kwargs,
             seed=train.seed, params=params,
         )  # fmt: skip
-        if key not in self.inits:
+        if (old := self.inits.get(key)) is None:
             self.stages.check_init(config)
-        old = self.inits.get(key)
         arms = dict.fromkeys([*(old.arms if old else ()), name])
         self.inits[key] = Row(
             key=key, kind="init", config=config, needs=tuple(needs), seed=train.seed,
@@ -302,13 +305,11 @@ class _Planner:
         """A recipe relative to the sweep's own file, else as given, else below configs/."""
         if self.beside is not None and (self.beside / name).is_file():
             return self.beside / name
-        try:
+        with contextlib.suppress(ConfigError):
             return find_recipe(name)
-        except ConfigError as error:
-            try:  # of a sweep from configs/sweep/ whose path the caller did not pass on
-                return find_recipe(Path("sweep") / name)
-            except ConfigError:
-                raise error from None
+        with contextlib.suppress(ConfigError):  # of configs/sweep/, its path not passed on
+            return find_recipe(Path("sweep") / name)
+        return find_recipe(name)  # says what there is
 
 
 def _merge_run(own: RunConfig, sweep: RunConfig) -> RunConfig:

@@ -161,6 +161,29 @@ def check_trunk(label: str, warm: WarmupRun, train: TrainRun) -> None:
     )
 
 
+def check_start(label: str, train: TrainRun) -> None:
+    """Refuses an arm without a warm-up whose trunk file, or choice of blocks, does not fit.
+
+    Raises: HandoffError: the first tensor that does not fit, a trunk that learned nothing, or no
+        such blocks; TrunkError: no such trunk; ModelError: a model that cannot be built.
+    """
+    from vitwarm.handoff import check_fit, refuse_unlearned
+    from vitwarm.training.plan import model_kwargs
+    from vitwarm.trunk import build_shapes, choose_names, load_trunk, trunk_names
+
+    start, where = train.handoff, f"arms.{label}"
+    vit = build_shapes(train.train.model, **model_kwargs(train, n_classes=1))
+    if start.trunk is None:  # an initialiser makes a trunk of the model's own shape
+        choose_names(trunk_names(vit), scope=start.scope, blocks=start.blocks)
+        return
+    trunk = load_trunk(start.trunk)
+    if not start.allow_failed:
+        remedy = f"set {where}.train.handoff.allow_failed=true"
+        refuse_unlearned(trunk, start.trunk, remedy)
+    where = f"{where}: the trunk {start.trunk} and train.model {train.train.model}"
+    check_fit(trunk, vit, where=where, scope=start.scope, blocks=start.blocks)
+
+
 def run_row(config: Config) -> None:
     """Runs one row to its end, in this process."""
     if isinstance(config, WarmupRun):
@@ -188,6 +211,7 @@ class Stages:
     find_training: Callable[[TrainRun], Path] = find_training
     check_init: Callable[[InitConfig], None] = check_init
     check_trunk: Callable[[str, WarmupRun, TrainRun], None] = check_trunk
+    check_start: Callable[[str, TrainRun], None] = check_start
     run_row: Callable[[Config], None] = run_row
 
 
