@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+import vitwarm
 from vitwarm import __version__
 from vitwarm.cli import main
 from vitwarm.commands import COMMANDS
 from vitwarm.commands.shared import columns
 from vitwarm.config import TrainRun, WarmupRun
 from vitwarm.config.fields import fields_of
+from vitwarm.errors import VitwarmError
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,3 +159,15 @@ def test_zsh_completes_as_it_is_typed(tmp_path: Path, capsys: pytest.CaptureFixt
     os.close(slave)
     os.close(master)
     assert (tmp_path / "got").read_text().split() == ["train", "train.warmup_epochs="]
+
+
+@pytest.mark.parametrize("word", ["handoff.blocks=9:", "handoff.scope=mlp", "handoff.lr_scale=0.3"])
+def test_a_choice_of_what_is_carried_needs_something_to_carry(
+    word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "data.train=x", "data.val=y", word]) == 2
+    field = word.partition("=")[0]
+    assert f"{field} is " in (said := capsys.readouterr().err)
+    assert "nothing is carried. Give --trunk" in said
+    with pytest.raises(VitwarmError, match="nothing is carried"):
+        vitwarm.train(data={"train": "x", "val": "y"}, **{field: word.partition("=")[2]})

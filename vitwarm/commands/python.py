@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vitwarm.commands.shared import refuse_idle_handoff
 from vitwarm.config import TrainRun, WarmupRun, find_recipe, load_config
 from vitwarm.config.fields import fields_of
 from vitwarm.records import Record
@@ -40,6 +41,7 @@ def train(recipe: str | Path | None = None, *, fresh: bool = False, **fields: An
     """
     path = find_recipe(recipe) if recipe else None
     config = load_config(TrainRun, path, fields=to_fields(TrainRun, fields))
+    refuse_idle_handoff(config)
     from vitwarm.training import run_training
 
     return run_training(config, fresh=fresh)

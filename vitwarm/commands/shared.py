@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from vitwarm.config import TrainRun, WarmupRun, find_recipe, load_config
+from vitwarm.config import HandoffConfig, TrainRun, WarmupRun, find_recipe, load_config
 from vitwarm.config.fields import SCHEMAS, fields_of
+from vitwarm.errors import ConfigError
 
 Run = TypeVar("Run", WarmupRun, TrainRun)
 
@@ -60,3 +61,20 @@ def read_config(
     given = {**flags, f"{section}.model": args.model, "seed": args.seed, "run.root": args.out}
     named: list[str] = [f"{field}={value}" for field, value in given.items() if value is not None]
     return load_config(kind, path, [*named, *args.overrides])
+
+
+def refuse_idle_handoff(config: TrainRun) -> None:
+    """Refuses fields of the hand-off where nothing is handed off; a sweep's cold arms have them.
+
+    Raises: ConfigError: the first such field.
+    """
+    start = config.handoff
+    usual = HandoffConfig()
+    names = ("scope", "blocks") if start.init else ("scope", "blocks", "lr_scale")
+    for name in () if start.trunk else names:
+        value = getattr(start, name)
+        if value != getattr(usual, name):
+            raise ConfigError(
+                f"handoff.{name} is {value!r}, but handoff.trunk is not given: nothing is carried. "
+                "Give --trunk, or leave the field out."
+            )

@@ -10,7 +10,12 @@ from __future__ import annotations
 
 import argparse
 
-from vitwarm.commands.shared import add_run_arguments, describe_fields, read_config
+from vitwarm.commands.shared import (
+    add_run_arguments,
+    describe_fields,
+    read_config,
+    refuse_idle_handoff,
+)
 from vitwarm.config import TrainRun
 from vitwarm.errors import ConfigError
 
@@ -55,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         },
     )
 
+    refuse_idle_handoff(config)
     from vitwarm.training import run_training, show_plan
 
     if args.dry_run:
