@@ -205,7 +205,8 @@ def test_a_process_that_is_gone_is_named_in_words(tmp_path: Path) -> None:
     ):
         said, _ = zero.communicate(timeout=60)
         assert other.wait(60) == -9
-    assert re.fullmatch(r"(Connection|Read error) .{,70}\n", said), said
+    said = said.splitlines()[-1]  # torch 2.9 greets on the same stream
+    assert re.fullmatch(r"(Connection|Read error) .{,70}", said), said
     assert find_loss(RuntimeError("Connection closed by peer")) is None  # not of the group
     assert find_loss(RuntimeError("[gloo/pair.cc:1] a shape that does not fit")) is None
 
