@@ -217,6 +217,7 @@ def write_pictures(folder: Path) -> None:
 def at_toy_size(command: str, home: Path) -> list[str]:
     """The command's words, with the reader's folder and few steps."""
     command = re.sub(r"imagenet1k-(\w+)-\{0000\.\.\d+\}", r"imagenet1k-\1-{0000..0001}", command)
+    shutil.rmtree(home / "my_images_made", ignore_errors=True)  # two pages have the command
     command = re.sub(r"( cifar100| my_images) shards", r"\1\1_made", command)  # `shards` is there
     command = command.replace("/data/", f"{home}/data/").replace("...", f"{home}/shards/train")
     words = [re.sub(r"^run\.devices=8$", "run.devices=2", word) for word in shlex.split(command)]

@@ -213,7 +213,7 @@ def test_a_time_limit_a_cancel_and_a_failed_warmup(
         slurm, tmp_path / "life",
         """
 arms:
-  default: {train: {train.steps: 3000, train.batch_size: 48}}
+  default: {train: {train.steps: 5000, train.batch_size: 48}}
   cancelled: {train: {train.steps: 2990}}
   dyck: {warmup: warm.yaml, train: {handoff.allow_failed: true}}
   broken: {warmup: warm.yaml, set: {warmup.lr: 1000.0, warmup.opt: sgd}}

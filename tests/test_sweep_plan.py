@@ -18,7 +18,6 @@ from vitwarm.rules import make_rule
 from vitwarm.sweep.plan import extra_steps, make_plan, resolve
 from vitwarm.sweep.rows import Plan, Row, load_plan, save_plan
 from vitwarm.sweep.stages import check_init, check_start, check_trunk, plan_warmup
-from vitwarm.trunk import build_model, save_trunk
 
 BASE = """
 name: digits
@@ -391,6 +390,8 @@ def test_a_base_below_configs_is_the_training_and_no_sweep_of_that_name(tmp_path
 def test_an_arm_that_cannot_start_is_refused_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str, words: list[str], message: str
 ) -> None:
+    from vitwarm.trunk import build_model, save_trunk
+
     monkeypatch.chdir(tmp_path)
     shape = {"embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 8, "patch_size": 2}
     save_trunk(Path("trunk.safetensors"), build_model("vit_tiny_patch16_224", seed=0, **shape), {})

@@ -81,7 +81,7 @@ def test_every_kind_of_arm_runs_and_is_compared(tmp_path: Path) -> None:
     assert states.pop(("train", ("unasked",))) == {"failed"}, said  # made of a failed warm-up
     assert set().union(*states.values()) == {"finished"}, said
     assert any("its warm-up learned nothing" in done.reason for done in result.failed)
-    assert any("whose warm-up learned nothing" in done.reason for done in result.failed)
+    assert any("the warm-up of the trunk" in done.reason for done in result.failed)
 
     records = [r for r in read_records(tmp_path / "runs") if r.stage == "train"]
     assert len(records) == 12

@@ -450,6 +450,9 @@ def test_a_real_sweep_is_told_and_steered(tmp_path: Path, monkeypatch: pytest.Mo
     wait_for_long(beyond=int(stopped.step or 0))
     sweep.kill()  # its worker ends with it
     sweep.wait()
+    end = time.monotonic() + 30
+    while read_status(HOME).run_by and time.monotonic() < end:
+        time.sleep(0.2)
     assert read_status(HOME).run_by == []
     assert say("--watch")[0] == 1
     assert "running" not in read_status(HOME).counts
