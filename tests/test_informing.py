@@ -256,6 +256,14 @@ def test_a_second_signal_leaves_the_last_words_their_time(seconds: str, words: b
     assert (out, err, step.returncode) == (words, b"answered\n", 143)
 
 
+def tiny_warmup(root: Path, budget: str) -> list[str]:
+    shape = "{embed_dim: 32, depth: 1, num_heads: 2, img_size: 8, patch_size: 2}"
+    return [
+        f"warmup.model_kwargs={shape}", f"warmup.budget={budget}", "warmup.batch_size=4",
+        "warmup.precision=fp32", "run.device=cpu", "run.threads=1", f"run.root={root}",
+    ]  # fmt: skip
+
+
 ASKED_AGAIN = """
     import os, signal, sys, time
     from lightning.pytorch import Trainer
@@ -284,11 +292,7 @@ ASKED_AGAIN = """
 @pytest.mark.slow
 def test_a_run_that_is_asked_to_end_again_says_what_it_saved(tmp_path: Path) -> None:
     """Lightning puts the default handlers back in between: they would end the process there."""
-    shape = "{embed_dim: 32, depth: 1, num_heads: 2, img_size: 8, patch_size: 2}"
-    words = [
-        f"warmup.model_kwargs={shape}", "warmup.budget=1000steps", "warmup.batch_size=4",
-        "warmup.precision=fp32", "run.device=cpu", "run.threads=1", f"run.root={tmp_path}",
-    ]  # fmt: skip
+    words = tiny_warmup(tmp_path, "1000steps")
     run = run_code(ASKED_AGAIN, *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, err = run.communicate(timeout=120)
     assert (out.decode().splitlines()[-1], run.returncode) == ("code 143", 0), err.decode()
@@ -327,11 +331,7 @@ def test_a_second_signal_in_the_middle_of_a_save_leaves_the_checkpoint_before(
     tmp_path: Path,
 ) -> None:
     """Half of step 6 is on the disk when the process leaves; the run goes on from step 3."""
-    shape = "{embed_dim: 32, depth: 1, num_heads: 2, img_size: 8, patch_size: 2}"
-    words = [
-        f"warmup.model_kwargs={shape}", "warmup.budget=8steps", "warmup.batch_size=4",
-        "warmup.precision=fp32", "run.device=cpu", "run.threads=1", f"run.root={tmp_path}",
-    ]  # fmt: skip
+    words = tiny_warmup(tmp_path, "8steps")
     run = run_code(LEAVES_WHILE_SAVING, *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     _, err = run.communicate(timeout=120)
     assert run.returncode == 128 + signal.SIGTERM, err.decode()

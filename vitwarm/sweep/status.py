@@ -21,14 +21,7 @@ from vitwarm.records import Record, RunFolder, lock_holder, read_json
 from vitwarm.sweep.board import find_result
 from vitwarm.sweep.progress import describe_result
 from vitwarm.sweep.queue import Queue, read_queue
-from vitwarm.sweep.rows import (
-    LocalSweep,
-    Row,
-    describe_row,
-    find_sweep,
-    load_plan,
-    read_state,
-)
+from vitwarm.sweep.rows import LocalSweep, Row, describe_row, find_sweep, load_plan, read_state
 from vitwarm.units import count_of, format_seconds
 
 #: `waiting`: a process or a job will run it; `stopped`: begun, and nobody is at it: the sweep's
