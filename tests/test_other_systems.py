@@ -113,6 +113,8 @@ def test_the_tests_of_loaders_locks_and_sweeps_pass(
 ) -> None:
     files = ("test_shards_loader.py", "test_records.py", "test_sweep_execute.py")
     words = ["-n", "0", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/inner", "-k"]
+    # transformers, where it is installed, imports filelock, which warns of the missing fcntl.
+    words[:0] = ["-W", "ignore:only soft file lock is available:UserWarning"]
     # Eight processes of four workers each take minutes to import torch; and there is a fork here.
     chosen = "not test_ranks_and_workers and not test_no_start_by_fork"
     paths = [str(HERE / file) for file in files]
