@@ -23,6 +23,7 @@ from vitwarm.report.facts import (
     Point,
     Saving,
 )
+from vitwarm.report.gains import list_gains, rank_correlations
 from vitwarm.report.lines import converge, describe_warmups, to_line
 from vitwarm.report.trials import Kind, Section, Trial
 
@@ -63,6 +64,8 @@ def analyse(section: Section) -> Analysis:
         savings=[],
         convergence=[line for trial in compared if (line := converge(trial))],
         warmups=describe_warmups(section),
+        gains=[],
+        rank_correlations=[],
         runs=[to_line(trial) for trial in trials],
         subsets=_subsets(records),
         problems=problems,
@@ -73,9 +76,12 @@ def analyse(section: Section) -> Analysis:
         return analysis
     done = _finished(trials)
     matched = _matched_images(analysis, done, reference)
+    gains = list_gains(matched, analysis.warmups)
     return dataclasses.replace(
         analysis,
         matched_images=matched,
+        gains=gains,
+        rank_correlations=list(rank_correlations(gains)),
         matched_total=_matched_total(analysis, done, trials),
         savings=_savings(analysis, done, matched, reference),
     )

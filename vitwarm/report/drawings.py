@@ -7,6 +7,7 @@ from typing import Literal
 
 from vitwarm.report.curves import Interval, Reading
 from vitwarm.report.facts import Analysis, Difference, Saving
+from vitwarm.report.gains import BEYOND
 from vitwarm.report.panel import Panel, Scale, ratio_ticks, spread, tick_text, ticks
 from vitwarm.report.words import count, interval, percent, plus_minus, reading, signed
 
@@ -28,6 +29,8 @@ def draw_all(analysis: Analysis) -> Iterator[tuple[str, int, Callable[[int], Pan
         yield "matched_total", HALF, lambda width: draw_differences(analysis, width, total=True)
     for size in sorted({c.n_images for c in analysis.convergence if c.n_images and c.images_seen}):
         yield f"convergence_{size}", NARROW, lambda _, n=size: draw_convergence(analysis, n)  # type: ignore[misc]
+    for size in sorted({gain.n_images for gain in analysis.gains}):
+        yield f"gains_{size}", HALF, lambda width, n=size: draw_gains(analysis, n, width)  # type: ignore[misc]
     if any(line.curve_steps for line in analysis.warmups):
         yield "warmups", HALF, lambda width: draw_warmups(analysis, width)
 
@@ -198,6 +201,32 @@ def draw_warmups(analysis: Analysis, width: int) -> Panel:
         f"{' and '.join(line.arms) or line.rule} seed {line.seed} ends at "
         f"{percent(line.hidden_accuracy_percent)} %, chance {percent(line.chance_percent)} %"
         for line in lines
+    )
+    return panel
+
+
+def draw_gains(analysis: Analysis, n_images: int, width: int) -> Panel:
+    """Draws each arm's gain at one size against what its warm-up learned of the order."""
+    height = 320 if width > 400 else 300
+    gains = [gain for gain in analysis.gains if gain.n_images == n_images]
+    beyond = {gain.arm: gain.figures[BEYOND] or 0.0 for gain in gains}
+    low, high = min(*beyond.values(), 0.0), max(beyond.values())
+    room = (high - low) * 0.06
+    x = Scale(low - room, high + room, 46, width - 14)
+    y = _value_scale([0.0, *(g.gain.mean for g in gains), *_ends(g.gain for g in gains)], height)
+    title = f"Gain with {count(n_images)} images against what the warm-up learned of the order"
+    panel = Panel(width, height, x, y, x.start, x.end, title)
+    panel.y_axis(ticks(y.low, y.high, 5), f"gain with {count(n_images)} images, points of top-1")
+    panel.line_at(x.start, y(0), x.end, y(0), "zero")
+    at = ticks(x.low, x.high, 5)
+    panel.x_axis([(v, tick_text(v, at[1] - at[0])) for v in at], f"{BEYOND}, points")
+    colors = {arm.label: arm.color for arm in analysis.arms}
+    for gain in gains:
+        tip = f"{gain.arm}: {interval(gain.gain, sign=True)} points, {signed(beyond[gain.arm])}"
+        where = f"{tip} beyond the order-blind baseline"
+        _mean(panel, colors[gain.arm], x(beyond[gain.arm]), gain.gain, where)
+    panel.words = "; ".join(
+        f"{g.arm} {interval(g.gain, sign=True)} at {signed(beyond[g.arm])} points" for g in gains
     )
     return panel
 

@@ -121,6 +121,31 @@ class WarmupLine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gain:
+    """What an arm's warm-ups reached, and what the arm gained by them with one number of images."""
+
+    arm: str
+    n_images: int
+    gain: Interval
+    """Paired difference to the reference, points."""
+    figures: dict[str, float | None]
+    """By the names of `gains.FIGURES`, means over the arm's warm-ups; None: never reached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankCorrelation:
+    """How arms ranked by a figure of their warm-ups agree with arms ranked by their gain."""
+
+    figure: str
+    n_images: int
+    n_arms: int
+    rho: float
+    """Spearman's."""
+    p_value: float
+    """Two-sided, over all orders of the arms; over 50,000 random ones from nine arms on."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunLine:
     """One image training as the table of runs shows it."""
 
@@ -173,6 +198,9 @@ class Analysis:
     savings: list[Saving]
     convergence: list[Convergence]
     warmups: list[WarmupLine]
+    gains: list[Gain]
+    """At sizes where enough arms have warm-ups that differ."""
+    rank_correlations: list[RankCorrelation]
     runs: list[RunLine]
     subsets: dict[str, list[str]]
     """Images -> sha256 of the subsets used, one per seed."""

@@ -108,6 +108,8 @@ def _section(analysis: Analysis) -> dict[str, Any]:
             analysis.matched_total, "Matched total samples: arm − the arm that trained longer."
         ),
         "warmups": page_tables.warmup_table(analysis),
+        "gains": page_tables.gain_table(analysis),
+        "ranks": page_tables.rank_table(analysis),
         "runs": page_tables.run_table(analysis),
     }
     hard = (page_tables.difficulty_table(analysis, *group) for group in _DIFFICULTIES.items())
@@ -119,6 +121,7 @@ def _section(analysis: Analysis) -> dict[str, Any]:
         "notes": words.method_notes(analysis) if analysis.arms else [],
         "n_finished": sum(run.state == "finished" for run in analysis.runs),
         "pictures": pictures,
+        "gains": [p for name, p in pictures.items() if name.startswith("gains_")],
         "convergence": [p for name, p in pictures.items() if name.startswith("convergence")],
         "tables": tables,
         "difficulties": [table for table in hard if table],

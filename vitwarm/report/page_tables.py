@@ -8,7 +8,17 @@ from functools import partial
 from typing import TypeVar
 
 from vitwarm.report.curves import Reading
-from vitwarm.report.facts import Analysis, Arm, Difference, RunLine, Saving, WarmupLine
+from vitwarm.report.facts import (
+    Analysis,
+    Arm,
+    Difference,
+    Gain,
+    RankCorrelation,
+    RunLine,
+    Saving,
+    WarmupLine,
+)
+from vitwarm.report.gains import BEYOND, FIGURES
 from vitwarm.report.words import (
     cell_note,
     count,
@@ -204,6 +214,45 @@ def difficulty_table(analysis: Analysis, group: str, what: str) -> Table | None:
     columns += [(name, partial(in_bin, name=name)) for name in sorted(bins, key=_first_number)]
     caption = f"Held-out accuracy on hidden tokens, %, by {what}."
     return table(caption, lines, columns) if lines else None
+
+
+def gain_table(analysis: Analysis) -> Table | None:
+    """Returns what each arm's warm-ups reached beside what it gained; None without any."""
+    colors = {arm.label: arm.color for arm in analysis.arms}
+
+    def figure(gain: Gain, name: str) -> Td:
+        value = gain.figures.get(name)
+        is_count = name.startswith("steps")
+        return text(("never" if value is None else count(value)) if is_count else percent(value))
+
+    columns: list[tuple[str, Callable[[Gain], Td]]] = [
+        ("arm", lambda gain: Td(gain.arm, "left", arm=colors[gain.arm])),
+        ("images", lambda gain: text(count(gain.n_images))),
+        ("gain, points (95 % CI)", lambda gain: text(interval(gain.gain, sign=True))),
+        *(
+            ("their difference" if name == BEYOND else name, partial(figure, name=name))
+            for name in FIGURES
+        ),
+    ]
+    caption = "What each arm's warm-ups reached, and its paired difference to the reference."
+    return table(caption, analysis.gains, columns, sortable=True) if analysis.gains else None
+
+
+def rank_table(analysis: Analysis) -> Table | None:
+    """Returns how each figure of the warm-ups goes with the gain, over arms; None without any."""
+    columns: list[tuple[str, Callable[[RankCorrelation], Td]]] = [
+        ("figure of the warm-up", lambda r: text(r.figure, "left")),
+        ("images", lambda r: text(count(r.n_images))),
+        ("arms", lambda r: text(r.n_arms)),
+        ("Spearman's ρ", lambda r: text(signed(r.rho, 2))),
+        ("p", lambda r: text(f"{r.p_value:.2f}" if r.p_value >= 0.005 else f"{r.p_value:.1g}")),
+    ]
+    found = analysis.rank_correlations
+    caption = (
+        "Does a figure of the warm-up go with the gain? Ranks over arms; p from permutations, "
+        "not corrected for the number of figures."
+    )
+    return table(caption, found, columns) if found else None
 
 
 def run_table(analysis: Analysis) -> Table:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 
 from vitwarm.report.facts import Analysis
+from vitwarm.report.gains import FIGURES
 
 Row = tuple[object, ...]
 
@@ -35,6 +36,11 @@ def _rows(analysis: Analysis, name: str) -> Iterator[Row]:
             if s.told is not False:  # as the picture
                 for seed, read in s.needs.per_seed.items():
                     yield s.arm, s.reference, s.n_images, seed, read.bound, read.images
+    elif name.startswith("gains_"):
+        found = [gain for gain in analysis.gains if name == f"gains_{gain.n_images}"]
+        yield "arm", *FIGURES, "gain_points", "low", "high"
+        for g in found:
+            yield g.arm, *map(g.figures.get, FIGURES), g.gain.mean, g.gain.low, g.gain.high
     elif name == "warmups":
         yield "rule", "seed", "step", "accuracy_percent"
         for line in analysis.warmups:

@@ -51,7 +51,7 @@ def write_csvs(analyses: list[Analysis], folder: Path) -> list[Path]:
     """Writes one CSV per table that has rows into the folder and returns their paths."""
     tables: dict[str, list[dict[str, Any]]] = {
         "runs": [], "accuracy": [], "differences": [], "equal_accuracy": [], "warmups": [],
-        "convergence": [],
+        "convergence": [], "gains": [], "rank_correlations": [],
     }  # fmt: skip
     for analysis in analyses:
         where = {"section": analysis.title, "match": analysis.match}
@@ -59,6 +59,12 @@ def write_csvs(analyses: list[Analysis], folder: Path) -> list[Path]:
         tables["accuracy"] += [where | row for row in _accuracy_rows(analysis)]
         tables["differences"] += [where | row for row in _difference_rows(analysis)]
         tables["equal_accuracy"] += [where | row for row in _saving_rows(analysis)]
+        tables["rank_correlations"] += [
+            where | dataclasses.asdict(line) for line in analysis.rank_correlations
+        ]
+        for gain in analysis.gains:
+            which = {"arm": gain.arm, "n_images": gain.n_images}
+            tables["gains"].append(where | which | dataclasses.asdict(gain.gain) | gain.figures)
         for line in analysis.warmups:
             facts = dataclasses.asdict(line)
             for nested in ("curve_steps", "curve_percent", "hidden_accuracy_by", "probes"):
