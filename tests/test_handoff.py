@@ -63,6 +63,8 @@ def test_the_trunks_output_is_bit_equal_before_and_after(warmed: Path) -> None:
     [
         ("attention", None, r"blocks\.\d\.(norm1|attn)"),
         ("mlp", None, r"blocks\.\d\.(norm2|mlp)"),
+        ("blocks", None, r"blocks\."),
+        ("blocks", "-1:", r"blocks\.2"),
         ("all", "-1:", r"blocks\.2|norm"),
         ("all", "0,1", r"blocks\.[01]"),
         ("all", [0], r"blocks\.0"),

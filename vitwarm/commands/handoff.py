@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--img-size", type=_read_sides, help="pixels, 224 or 192x256; default: as it was warmed up"
     )
-    parser.add_argument("--scope", default="all", choices=["all", "attention", "mlp"])
+    parser.add_argument("--scope", default="all", choices=["all", "blocks", "attention", "mlp"])
     parser.add_argument("--blocks", help="-4: or 0,1,2; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the fresh tensors (default 0)")
     parser.add_argument(

@@ -185,8 +185,8 @@ class HandoffConfig:
     trunk: str | None = line(None)
     """A trunk file, a run folder, a name in data/trunks, `hf-hub:OWNER/NAME[@revision]`, or an
     image model (export folder, timm tag), whose trunk is taken; none: timm's own initialisation."""
-    scope: Literal["all", "attention", "mlp"] = "all"
-    """Which part of each block is carried."""
+    scope: Literal["all", "blocks", "attention", "mlp"] = "all"
+    """What is carried: blocks and final norm, the blocks without it, or one half of each block."""
     blocks: str | None = some_blocks(None)
     """Which blocks: a slice such as `-4:` or a list such as `0,1,2`; none: all."""
     init: str | None = line(None)
@@ -413,8 +413,8 @@ class ArmConfig:
     core: str | None = line(None)
     """A trunk that is made as deep and wide as the image model (the initialiser `expand`); or
     `arm:LABEL`, that of another arm's warm-up."""
-    scope: Literal["all", "attention", "mlp"] = "all"
-    """Which part of each block is carried."""
+    scope: Literal["all", "blocks", "attention", "mlp"] = "all"
+    """What is carried: blocks and final norm, the blocks without it, or one half of each block."""
     blocks: str | None = some_blocks(None)
     """Which blocks are carried."""
     train: dict[str, Any] = settings()

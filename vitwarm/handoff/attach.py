@@ -45,7 +45,8 @@ def attach(
         trunk: a trunk file, a run folder, a shipped name, `hf-hub:OWNER/NAME[@revision]`, a
             loaded Trunk; None: the default arm.
         model: timm's name of the image model.
-        scope: `all`, or one half of each block: `attention` or `mlp`.
+        scope: `all`, `blocks` (without the final norm), or one half of each block: `attention` or
+            `mlp`.
         blocks: a slice such as `-4:` or a list of block indices; None: all.
         seed: of timm's initialisation.
         timm_kwargs: passed to `timm.create_model`.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from vitwarm.errors import HandoffError
 
-Scope = Literal["all", "attention", "mlp"]
+Scope = Literal["all", "blocks", "attention", "mlp"]
 Component = Literal["attention", "mlp", "fused", "outside"]
 Blocks = str | int | slice | Sequence[int] | None
 
@@ -116,26 +116,28 @@ def parse_blocks(blocks: Blocks, depth: int) -> list[int]:
 def choose_names(names: Sequence[str], *, scope: Scope = "all", blocks: Blocks = None) -> list[str]:
     """Returns those of a trunk's tensor names that a scope and a range of blocks select.
 
-    Attention is a block's attention with its norm and layer scale, mlp likewise. Tensors outside
-    the blocks are selected with scope `all` alone, if the block they follow is selected; those that
-    serve all blocks (a shared table of relative positions), if all blocks are.
+    Attention is a block's attention with its norm and layer scale, mlp likewise; `blocks` is both
+    of them. Tensors outside the blocks (the final norm) are selected with scope `all` alone, if the
+    block they follow is selected; those that serve all blocks (a shared table of relative
+    positions), if all blocks are.
 
     Raises: HandoffError: an unknown scope, blocks as `parse_blocks`, or a tensor that serves
         attention and MLP at once (parallel blocks) where only one of them is asked for.
     """
-    if scope not in ("all", "attention", "mlp"):
-        raise HandoffError(f"handoff.scope is {scope!r}; allowed are all, attention, mlp.")
+    if scope not in (allowed := get_args(Scope)):
+        raise HandoffError(f"handoff.scope is {scope!r}; allowed are {', '.join(allowed)}.")
     prefixes = block_prefixes(names)
     chosen = set(parse_blocks(blocks, len(prefixes)))
     selected = []
     for name in names:
         place = place_of(name, prefixes)
-        if place.component == "fused" and scope != "all":
+        if place.component == "fused" and scope in ("attention", "mlp"):
             raise HandoffError(
                 f"handoff.scope is {scope!r}, but {name!r} serves attention and MLP at once and "
-                "cannot be split. Use scope=all for this model."
+                "cannot be split. Use scope=all or scope=blocks for this model."
             )
         in_blocks = len(chosen) == len(prefixes) if place.block is None else place.block in chosen
-        if in_blocks and scope in ("all", place.component):
+        of_a_block = scope == "blocks" and place.component != "outside"
+        if in_blocks and (of_a_block or scope in ("all", place.component)):
             selected.append(name)
     return selected
