@@ -1,6 +1,7 @@
 """Typos, types and ranges are refused with field and value; the hash sees what changes results."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
@@ -27,6 +28,7 @@ from vitwarm.config import (
 )
 from vitwarm.config.check import hints_of, inner_type
 from vitwarm.config.fields import SCHEMAS, fields_of, to_markdown
+from vitwarm.config.ranges import later, positive
 from vitwarm.errors import ConfigError
 from vitwarm.sweep.checks import split_axes
 
@@ -208,8 +210,23 @@ def test_runs_of_earlier_versions_are_found_again() -> None:
     assert config_hash(load_config(TrainRun, None, shards))[:16] == "538e2b4910eefa9a"
     warmed = load_config(TrainRun, None, trunk)
     assert config_hash(warmed, {"handoff.trunk": "0123"})[:16] == "f366b444690f441d"
-    scaled = load_config(TrainRun, None, [*trunk, "handoff.lr_scale=0.3"])
-    assert config_hash(scaled) != config_hash(warmed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithALaterField(WarmupRun):
+    factor: float = later(positive(1.0, most=1000))
+
+
+WithALaterField.__name__ = "WarmupRun"  # as the next version's is called
+
+
+def test_a_later_field_is_hashed_where_it_is_changed() -> None:
+    before = config_hash(load_config(WarmupRun))
+    assert config_hash(load_config(WithALaterField)) == before
+    assert config_hash(load_config(WithALaterField, None, ["factor=1.0"])) == before
+    assert config_hash(load_config(WithALaterField, None, ["factor=0.3"])) != before
+    with pytest.raises(ConfigError, match="factor is -1"):
+        load_config(WithALaterField, None, ["factor=-1"])
 
 
 def test_files_enter_the_hash_by_content() -> None:

@@ -161,7 +161,7 @@ def test_zsh_completes_as_it_is_typed(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "got").read_text().split() == ["train", "train.warmup_epochs="]
 
 
-@pytest.mark.parametrize("word", ["handoff.blocks=9:", "handoff.scope=mlp", "handoff.lr_scale=0.3"])
+@pytest.mark.parametrize("word", ["handoff.blocks=9:", "handoff.scope=mlp"])
 def test_a_choice_of_what_is_carried_needs_something_to_carry(
     word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

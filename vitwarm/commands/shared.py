@@ -70,8 +70,7 @@ def refuse_idle_handoff(config: TrainRun) -> None:
     """
     start = config.handoff
     usual = HandoffConfig()
-    names = ("scope", "blocks") if start.init else ("scope", "blocks", "lr_scale")
-    for name in () if start.trunk else names:
+    for name in () if start.trunk else ("scope", "blocks"):
         value = getattr(start, name)
         if value != getattr(usual, name):
             raise ConfigError(

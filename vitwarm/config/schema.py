@@ -16,7 +16,6 @@ from vitwarm.config.ranges import (
     arguments,
     free,
     labelled,
-    later,
     line,
     number,
     numbers,
@@ -192,9 +191,6 @@ class HandoffConfig:
     init: str | None = line(None)
     """For fine-tuning, all weights and not only a trunk: an export folder, a file of weights
     (.safetensors, .pth, .pt), or a timm model name with the tag of its weights."""
-    lr_scale: float = later(positive(1.0, most=1000))
-    """Learning rate of the carried tensors as a factor of the fresh ones' (`train.lr`); on trial:
-    whether 0.3 helps is open (configs/RESULTS.md, 2026-11-30)."""
     allow_failed: bool = free(False)
     """Hand off a trunk whose own record says that nothing was learned: for controls."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,8 +47,6 @@ class ImageModule(SteppedModule):
         momentum: float = 0.9,
         weight_decay: float = 0.05,
         layer_decay: float | None = None,
-        carried: Collection[str] = (),
-        carried_lr_scale: float = 1.0,
         clip_grad: float | None = None,
         smoothing: float = 0.0,
         bce: bool = False,
@@ -59,8 +57,6 @@ class ImageModule(SteppedModule):
         """Takes a model as it starts training; see TrainConfig for the numbers.
 
         Args:
-            carried: names of the tensors that did not start fresh.
-            carried_lr_scale: their learning rate as a factor of the others'.
             ema_decay: of the moving average; None: none is kept.
             describe: words that name the images of a step, for messages.
         """
@@ -70,7 +66,6 @@ class ImageModule(SteppedModule):
         self.vit = vit
         self.opt_betas, self.momentum = opt_betas, momentum
         self.layer_decay = layer_decay
-        self.carried, self.carried_lr_scale = frozenset(carried), carried_lr_scale
         self.smoothing, self.bce = smoothing, bce
         self.ema_decay = ema_decay
         self.evaluation: dict[str, float] = {}
@@ -119,7 +114,7 @@ class ImageModule(SteppedModule):
         if self.opt_betas is not None:
             extra["betas"] = tuple(self.opt_betas)
         self.make_ema()
-        optimizer = create_optimizer_v2(
+        return create_optimizer_v2(
             self.vit,
             opt=self.opt,
             lr=self.schedule.lr,
@@ -128,19 +123,6 @@ class ImageModule(SteppedModule):
             layer_decay=self.layer_decay,
             **extra,
         )
-        if self.carried_lr_scale != 1:
-            self._scale_carried(optimizer)
-        return optimizer
-
-    def _scale_carried(self, optimizer: Optimizer) -> None:
-        """Gives the carried parameters groups of their own, with a scaled learning rate."""
-        carried = {id(p) for name, p in self.vit.named_parameters() if name in self.carried}
-        for group in list(optimizer.param_groups):
-            theirs = [p for p in group["params"] if id(p) in carried]
-            if theirs:
-                group["params"] = [p for p in group["params"] if id(p) not in carried]
-                lr_scale = group.get("lr_scale", 1.0) * self.carried_lr_scale
-                optimizer.add_param_group({**group, "params": theirs, "lr_scale": lr_scale})
 
     def make_ema(self) -> None:
         """Starts the moving average where the weights are now, or restores it."""

@@ -76,7 +76,7 @@ def show_plan(config: TrainRun) -> str:
     return show(plan, facts, step_seconds=seconds, without="compilation and data")
 
 
-def make_module(plan: TrainPlan, vit: torch.nn.Module, audit: Audit) -> ImageModule:
+def make_module(plan: TrainPlan, vit: torch.nn.Module) -> ImageModule:
     """Wires a plan's numbers into the module that Lightning trains."""
     train = plan.config.train
     return ImageModule(
@@ -89,8 +89,6 @@ def make_module(plan: TrainPlan, vit: torch.nn.Module, audit: Audit) -> ImageMod
         momentum=train.momentum,
         weight_decay=train.weight_decay,
         layer_decay=train.layer_decay,
-        carried=audit.carried,
-        carried_lr_scale=plan.config.handoff.lr_scale,
         clip_grad=train.clip_grad,
         smoothing=train.smoothing,
         bce=train.bce_loss,
@@ -116,7 +114,7 @@ def _train(plan: TrainPlan, run: RunFolder, say: Say) -> Record:
     freeze(vit, train.freeze)
     say(f"hand-off  {audit.summary()}")
     plan, checkpoint = find_checkpoint(plan, run)
-    module = make_module(plan, vit, audit)
+    module = make_module(plan, vit)
     take_up(module, vit, plan, checkpoint, say)
     if writer := plan.world.is_zero:
         _describe(plan, run, audit)
