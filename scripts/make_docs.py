@@ -24,7 +24,7 @@ SMALL = {
     "dyck": "n_kinds=3", "shuffle-dyck": "n_kinds=3", "eca": "grid=[4,8]",
     "mixture": "of=[dyck,copy]", "curriculum": "of=[copy,dyck] n_sequences=2",
 }  # fmt: skip
-#: Files of the repository that the notebook links to, as GitHub shows it, and their pages.
+#: Files of the repository that pages link to, as GitHub shows them, and their pages here.
 _PAGE_OF = {"../configs/RESULTS.md": "results.md"}
 _LINKS = r"\[([^]]+)\]\((?!http|#)[^)]+\)"
 EXAMPLES = ["--n", "2", "--tokens", "32"]
@@ -41,6 +41,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     r"""In a table GitHub reads `a\|b` in code as a|b, Python-Markdown shows the backslash."""
+    for file, name in _PAGE_OF.items():
+        markdown = markdown.replace(f"]({file})", f"]({name})")
     return re.sub(
         r"^\|.*$",
         lambda row: re.sub(r"`([^`]*\\\|[^`]*)`", _code_with_bars, row[0]),
