@@ -128,7 +128,8 @@ def test_names_of_the_reference_can_be_imported() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     made = load_hooks()
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-        if target.startswith("http") or (page.parent.name == "docs" and target in made.PAGES):
+        is_made = page.parent.name == "docs" and target in made.PAGES  # no file on GitHub
+        if target.startswith("http") or (is_made and target not in made._PAGE_OF.values()):
             continue
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
