@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,8 @@ def as_mae(state: dict[str, Tensor]) -> Any:
         (lambda s: {"state_dict": {f"module.encoder.{k}": v for k, v in s.items()}}, "state_dict",
          []),
         (lambda s: {"model": {f"_orig_mod.model.{k}": v for k, v in s.items()}}, "model", []),
+        (lambda s: {"student": {}, "teacher": {f"module.backbone.{k}": v for k, v in s.items()}},
+         "teacher", ["student"]),
         (as_mae, "model", ["mask_token", "decoder_blocks.0.norm1.weight",
                            "decoder_blocks.0.attn.qkv.weight", "optimizer", "epoch", "args"]),
     ],
@@ -145,7 +149,7 @@ def test_timms_names_in_their_wrappings(
     assert list(trunk.tensors) == trunk_names(build_model(VIT, seed=0, **SMALL))
     assert all(torch.equal(tensor, state[name]) for name, tensor in trunk.tensors.items())
     image_side = [name for name in state if name not in trunk.tensors]
-    left_out = [name.removeprefix("encoder.").removeprefix("model.") for name in made.left_out]
+    left_out = [re.sub(r"^(encoder|model|backbone)\.", "", name) for name in made.left_out]
     assert left_out == [*image_side, *others]
     assert trunk.metadata["source"] == "import of theirs.pth"
     assert trunk.metadata.get("part") == part
@@ -193,6 +197,44 @@ def test_an_encoder_without_a_last_norm_is_partial(tmp_path: Path) -> None:
     assert "norm.weight" in audit.fresh
 
 
+@pytest.mark.parametrize("prefix", ["deit", "dinov2", "backbone"])
+def test_what_was_left_out_is_named_without_its_wrapper(
+    tmp_path: Path, prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {f"{prefix}.{name}": t for name, t in timms().items() if not name.startswith("norm.")}
+    torch.save(state, tmp_path / "w.pth")
+    words = ["import", str(tmp_path / "w.pth"), "--model", VIT, "--model-kwargs",
+             json.dumps({k: v for k, v in SMALL.items() if k != "img_size"})]  # fmt: skip
+    assert main(["handoff", *words, "--out", str(tmp_path / "t.safetensors")]) == 0
+    said = capsys.readouterr().out
+    assert "left out: cls_token, pos_embed, patch_embed (2), head (2)\n" in said
+    assert "the file has no last norm: it starts fresh" in said
+
+
+def test_a_file_is_what_it_holds_and_not_what_it_is_called(tmp_path: Path) -> None:
+    state = timms()
+    save_file(state, tmp_path / "w.pth")
+    torch.save(state, tmp_path / "w.safetensors")
+    for name in ("w.pth", "w.safetensors"):
+        made = import_weights(tmp_path / name, tmp_path / "t", model=VIT, **SMALL)
+        assert torch.equal(made.trunk.tensors["norm.bias"], state["norm.bias"])
+    pointer = tmp_path / "pointer.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ModelError, match=r"a pointer of Git LFS.*git lfs pull"):
+        import_weights(pointer, tmp_path / "t", model=VIT, **SMALL)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_plain_pickle_with_code_is_not_run(
+    tmp_path: Path, protocol: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "w.pth").open("wb") as file:
+        pickle.dump({"model": Runs()}, file, protocol=protocol)
+    with pytest.raises(ModelError, match=r"needs code to be read \(\w+\.print\)"):
+        import_weights(tmp_path / "w.pth", tmp_path / "t", model=VIT, **SMALL)
+    assert "code ran" not in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_published_vit_is_known_by_its_shape(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -227,7 +269,9 @@ def test_files_that_cannot_be_imported_get_a_sentence(
 
     state, small = timms(), {"model": VIT, **SMALL}
     refuse(state, "holds 2 blocks 32 wide, which is no published ViT. Give --model")
-    refuse({"conv1.weight": torch.zeros(3)}, "holds no blocks of a ViT")
+    refuse({"conv1.weight": torch.zeros(3)}, "holds no blocks of a ViT.*it has 'conv1.weight'")
+    odd = {f"trunk.{name}": tensor for name, tensor in state.items()}
+    refuse(odd, "holds no blocks of a ViT.*it has 'trunk.cls_token'", **small)
     refuse(state, r"'blocks\.0\.norm1\.weight' is 32 in the file and 192", model=VIT, depth=DEPTH)
     refuse(state, r"'blocks\.2\.norm1\.weight' is not there in the file and 32 in the model; 11",
            **{**small, "depth": 3})  # fmt: skip

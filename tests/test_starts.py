@@ -153,7 +153,7 @@ class Runs:
         ("empty.pt", "neither a safetensors file nor one that torch.save wrote"),
         ("words.safetensors", "not a readable safetensors file"),
         ("list.pt", "holds a list, not tensors by their names"),
-        ("others.pt", r"this one has 'teacher', 'epoch'.*Save model\.state_dict\(\)"),
+        ("others.pt", r"this one has 'mine', 'epoch'.*Save model\.state_dict\(\)"),
         ("nowhere.pth", "there is no such file or folder"),
     ],
 )
@@ -163,7 +163,7 @@ def test_files_that_are_no_weights(
     torch.save(vit, tmp_path / "whole.pth")
     torch.save({"model": Runs()}, tmp_path / "hostile.pt")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    torch.save({"teacher": dict(vit.state_dict()), "epoch": 1}, tmp_path / "others.pt")
+    torch.save({"mine": dict(vit.state_dict()), "epoch": 1}, tmp_path / "others.pt")
     for empty, content in (("words.pth", b"hello"), ("empty.pt", b""), ("words.safetensors", b"h")):
         (tmp_path / empty).write_bytes(content)
     with pytest.raises((ModelError, HandoffError), match=says) as refused:

@@ -27,7 +27,9 @@ from vitwarm.trunk.select import named_as
 from vitwarm.trunk.weights import read_weights
 
 #: What wrappers put in front of all names, in any order and number.
-_WRAPPERS = re.compile(r"^(?:vit|module|_orig_mod|model|encoder)\.")
+_WRAPPERS = re.compile(
+    r"^(?:vit|deit|dinov2|module|_orig_mod|model|encoder|backbone|student|teacher)\."
+)
 #: Names inside of a block, and of the last norm -> timm's. Sources: transformers 4, modeling_vit,
 #: modeling_vit_mae and modeling_dinov2; facebookresearch/deit, models_v2 (`gamma_1`).
 _RENAMED = [
@@ -67,8 +69,10 @@ class Imported:
     def summary(self) -> str:
         """Returns what was taken and what was left out, in two lines."""
         facts = self.trunk.metadata
-        groups = Counter(name.split(".")[0] for name in self.left_out)
+        groups = Counter(_unwrapped(name).split(".")[0] for name in self.left_out)
         rest = ", ".join(f"{name} ({n})" if n > 1 else name for name, n in groups.items())
+        if self.trunk.is_partial:
+            rest = f"{rest or 'nothing'}\nthe file has no last norm: it starts fresh"
         return (
             f"{len(self.trunk.tensors)} tensors of {facts['depth']} blocks as {facts['model']}, "
             f"{facts['num_heads']} heads\nleft out: {rest or 'nothing'}"
@@ -97,6 +101,12 @@ def import_weights(
         raise TrunkError(f"There is no file {path}. Give a .safetensors, .pth or .pt file.")
     weights = read_weights(path)
     theirs, origins, left_out = _to_timm(weights.tensors, path)
+    if not any(name.startswith("blocks.") for name in theirs):
+        raise TrunkError(
+            f"{path} holds no blocks of a ViT by the names of timm or of Hugging Face; it has "
+            f"{', '.join(map(repr, left_out[:3]))}. Rename its tensors to timm's: "
+            "blocks.0.norm1.weight and so on."
+        )
     beside = read_json(path.parent / "config.json") or {}
     if model is None and isinstance(beside.get("architecture"), str):  # an export of timm's
         model, timm_kwargs = beside["architecture"], {**beside.get("model_args", {}), **timm_kwargs}
@@ -160,9 +170,14 @@ def _to_timm(
     return tensors, origins, left_out
 
 
-def _timm_name(name: str) -> str:
+def _unwrapped(name: str) -> str:
     while _WRAPPERS.match(name):
         name = _WRAPPERS.sub("", name, count=1)
+    return name
+
+
+def _timm_name(name: str) -> str:
+    name = _unwrapped(name)
     for pattern, ours in _RENAMED:
         name = pattern.sub(ours, name)
     return name
@@ -186,12 +201,8 @@ def _join_qkv(tensors: dict[str, Tensor], origins: dict[str, list[str]], path: P
 
 def _published(tensors: Mapping[str, Tensor], path: Path) -> str:
     blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
-    if "blocks.0.norm1.weight" not in tensors:
-        raise TrunkError(
-            f"{path} holds no blocks of a ViT by the names of timm or of Hugging Face. "
-            "Rename its tensors to timm's: blocks.0.norm1.weight and so on."
-        )
-    shape = (tensors["blocks.0.norm1.weight"].shape[0], len(blocks))
+    norm = tensors.get("blocks.0.norm1.weight")
+    shape = (0 if norm is None else norm.shape[0], len(blocks))
     if shape not in _PUBLISHED:
         raise TrunkError(
             f"{path} holds {shape[1]} blocks {shape[0]} wide, which is no published ViT. Give "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import pickletools
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,8 @@ from torch import Tensor
 
 from vitwarm.errors import ModelError, first_line
 
-#: Where a checkpoint holds its weights, the first that it has; timm's names and order.
-PARTS = ("state_dict_ema", "model_ema", "state_dict", "model")
+#: Where a checkpoint holds its weights, the first that it has; timm's names and order, then DINO's.
+PARTS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "student")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def read_weights(path: Path) -> Weights:
 
     Raises: ModelError: neither of them, damaged, in need of code, or without a state dict.
     """
-    if path.suffix == ".safetensors":
+    if _is_safetensors(path):
         try:
             return Weights(clean_state_dict(load_file(path)))
         except (SafetensorError, OSError) as error:
@@ -59,11 +61,26 @@ def read_weights(path: Path) -> Weights:
     return Weights(clean_state_dict(tensors), part, tuple(map(str, others)))
 
 
+def _is_safetensors(path: Path) -> bool:
+    """By the first bytes: files are renamed. A file of neither kind is what its name says."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        raise ModelError(
+            f"{path} is a pointer of Git LFS, not the weights themselves. Fetch them: git lfs pull."
+        )
+    if head.startswith((b"PK", b"\x80")):  # what torch.save writes, and pickles
+        return False
+    return head[8:9] == b"{" or path.suffix == ".safetensors"
+
+
 def _load_pickle(path: Path) -> Mapping[str, Any]:
     try:
         # timm's, DeiT's and MAE's checkpoints hold their command line, an argparse.Namespace.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with the file is said below
+            with path.open("rb") as file:  # of a path torch would believe the ending
+                found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise whatever their opcodes come to
         code = _code_in(path)
         if code:
@@ -87,7 +104,25 @@ def _load_pickle(path: Path) -> Mapping[str, Any]:
 def _code_in(path: Path) -> str:
     """The first classes and functions that a pickle asks for beyond tensors, in words."""
     try:
-        asked = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # no pickle at all
-        return ""
-    return ", ".join(sorted(asked)[:3])
+        with path.open("rb") as file:
+            asked = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except Exception:  # torch.save did not write it
+        asked = _named_in(path)
+    return ", ".join(sorted(set(asked))[:3])
+
+
+def _named_in(path: Path) -> list[str]:
+    """The classes and functions that a plain pickle names, without running it."""
+    named, texts = [], [""]
+    try:
+        with path.open("rb") as file:
+            for code, word, _ in pickletools.genops(file):
+                if isinstance(word, str) and code.name == "GLOBAL":
+                    named.append(word.replace(" ", "."))
+                elif isinstance(word, str):
+                    texts.append(word)
+                elif code.name == "STACK_GLOBAL":
+                    named.append(".".join(texts[-2:]))
+    except Exception:  # no pickle, or one that is cut short: what it named so far
+        pass
+    return named
