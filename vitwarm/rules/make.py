@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vitwarm.errors import RuleError, nearest
-from vitwarm.rules.algorithms import Delete, Identity, Reverse, Set, Sort, Stack, Union
+from vitwarm.rules.algorithms import Delete, Identity, Reverse, Set, Sort, Union
 from vitwarm.rules.automata import CellularAutomaton, NeuralAutomaton
 from vitwarm.rules.base import Rule
 from vitwarm.rules.blends import Blend, Curriculum, Mixture
@@ -19,6 +19,7 @@ from vitwarm.rules.copies import Copy
 from vitwarm.rules.dyck import Dyck
 from vitwarm.rules.presets import PRESETS
 from vitwarm.rules.shuffle_dyck import ShuffleDyck
+from vitwarm.rules.stack import Stack
 
 #: Every rule by its name. A new rule is one file, and one line here.
 RULES: dict[str, type[Rule]] = {

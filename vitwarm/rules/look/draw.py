@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vitwarm.rules.algorithms.answers import Algorithm
+from vitwarm.rules.algorithms import Algorithm
 from vitwarm.rules.automata import CellularAutomaton, NeuralAutomaton
 from vitwarm.rules.base import Bools, Ids, Rule
 from vitwarm.rules.controls import Shuffled
