@@ -276,7 +276,7 @@ def loop_eca(rule: Any, n_tokens: int, index: int) -> list[int]:
     density = draw()
     cells = [int(draw() < density) for _ in range(width)]
     ids: list[int] = []
-    size = rule.cells_per_token
+    size = rule.patch[1]
     while True:
         for begin in range(0, columns * size, size):
             token = 0

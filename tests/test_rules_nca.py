@@ -10,8 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vitwarm.rules import make_rule
-from vitwarm.rules.automata import NeuralAutomaton
-from vitwarm.rules.automata.networks import ATTEMPTS, UNITS
+from vitwarm.rules.automata.neural import ATTEMPTS, UNITS, NeuralAutomaton
 from vitwarm.rules.draws import GAMMA, mixed, stream
 from vitwarm.rules.masking import make_batch
 

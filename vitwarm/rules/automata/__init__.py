@@ -1,6 +1,6 @@
-"""Cellular automata, elementary (`rule`) and neural (`neural`), with their compiled parts."""
+"""Cellular automata, `elementary` and `neural`; what both share is in `cells`."""
 
+from vitwarm.rules.automata.elementary import CellularAutomaton
 from vitwarm.rules.automata.neural import NeuralAutomaton
-from vitwarm.rules.automata.rule import CellularAutomaton
 
 __all__ = ["CellularAutomaton", "NeuralAutomaton"]

@@ -6,11 +6,12 @@ States are whole numbers whose bit i is cell i, so that all cells of many states
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitwarm.rules.automata.cells import Cells
 from vitwarm.rules.base import Bools
 
 #: Widest automaton whose states are all listed.
@@ -25,7 +26,6 @@ WIDEST_COUNTED = 16
 #: Most burn-in steps that are searched back in automata too wide to list.
 MOST_STEPS_BACK = 3
 
-Cells = NDArray[np.uint8]
 States = NDArray[np.uint32]
 
 
@@ -82,6 +82,72 @@ def counts_of_ones(automaton: Automaton, n_steps: int, n_seen: int) -> frozenset
             ones[place] += np.bitwise_count((states >> place) & window)
         states = _step(states, automaton)
     return frozenset(np.unique(ones).tolist())
+
+
+def best_guesses(
+    cells: Cells, automaton: Automaton, weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Returns each cell's chance to have its likelier value, over all histories that agree.
+
+    Args:
+        cells: [B, steps, width], 2 where unknown; the window is the whole automaton.
+        weights: [width + 1], of a first state by its number of ones.
+    """
+    states = np.arange(1 << automaton.width, dtype=np.uint32)
+    weight = weights[np.bitwise_count(states)]
+    for _ in range(automaton.burn_in):
+        states = _step(states, automaton)
+    history = [states]
+    while len(history) < cells.shape[1]:
+        history.append(_step(history[-1], automaton))
+    best = np.ones(cells.shape)
+    for plane, chances in zip(cells, best, strict=True):
+        agrees = np.ones(len(states), dtype=np.bool_)
+        for now, known, value in zip(
+            history, _to_states(plane < 2), _to_states(plane == 1), strict=True
+        ):
+            agrees &= (now & known) == value
+        for now, chance in zip(history, chances, strict=True):
+            ones = (now[agrees] >> np.arange(automaton.width)[:, None]) & 1
+            votes = np.stack([ones, 1 - ones]) @ weight[agrees]
+            chance[:] = votes.max(axis=0) / votes.sum(axis=0)
+    return best
+
+
+def propagate(cells: Cells, rule: int, beyond: Literal["ring", "zero", "any"]) -> None:
+    """Fills in cells (2: unknown) that their neighbours in time force, until nothing moves.
+
+    Every cell and its three parents are one constraint: values that no consistent choice of the
+    four has are ruled out.
+
+    Args:
+        cells: [B, steps, width], changed.
+        beyond: what lies beyond the sides: the other end, zeros, or anything.
+    """
+    while True:
+        may_be = np.array([1, 2, 3], dtype=np.uint8)[cells]  # bit v: value v is possible
+        sides = ((0, 0), (0, 0), (1, 1))
+        old = np.pad(may_be[:, :-1], sides, constant_values=1 if beyond == "zero" else 3)
+        if beyond == "ring":
+            old[:, :, 0], old[:, :, -1] = old[:, :, -2], old[:, :, 1]
+        four = np.stack([old[:, :, :-2], old[:, :, 1:-1], old[:, :, 2:], may_be[:, 1:]])
+        seen = np.zeros_like(four)
+        for pattern in range(8):
+            values = np.array([pattern >> 2, pattern >> 1, pattern, rule >> pattern]) & 1
+            values = values[:, None, None, None].astype(np.uint8)
+            seen |= ((four >> values) & 1).all(axis=0).astype(np.uint8) << values
+        told = np.full_like(old, 3)
+        for side in range(3):
+            told[:, :, side : side + cells.shape[2]] &= seen[side]
+        if beyond == "ring":
+            told[:, :, 1] &= told[:, :, -1]
+            told[:, :, -2] &= told[:, :, 0]
+        may_be[:, :-1] &= told[:, :, 1:-1]
+        may_be[:, 1:] &= seen[3]
+        forced = (cells == 2) & ((may_be == 1) | (may_be == 2))
+        if not forced.any():
+            return
+        cells[forced] = may_be[forced] - 1
 
 
 def _next(rule: int, left: Any, here: Any, right: Any) -> Any:

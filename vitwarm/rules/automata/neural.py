@@ -7,19 +7,29 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numba import njit
+from numpy.typing import NDArray
 
-from vitwarm.rules.automata.networks import UNITS, deduce, fill_frames
-from vitwarm.rules.base import MOST_TOKENS, Bools, Ceiling, Ids, Rows, Rule, to_rows
+from vitwarm.rules.automata.cells import CellRule, Cells
+from vitwarm.rules.base import MOST_TOKENS, Bools, Ceiling, Ids, Rows
+from vitwarm.rules.draws import GAMMA, compiled, mixed, stream
 
-#: Rows and columns of cells behind one token.
-PATCH = 2
+#: Hidden units of a network.
+UNITS = 4
 
-UNKNOWN = 255
+#: Networks that are drawn for a sequence before one outside the band is taken.
+ATTEMPTS = 32
+
+Numbers = NDArray[np.int32]
+Table = NDArray[np.int64]
+
+_BYTE, _8 = np.uint64(255), np.uint64(8)
+_SHORT, _16 = np.uint64(0xFFFF), np.uint64(16)
+_SPREAD = np.int64(0x9E3779B1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeuralAutomaton(Rule):
+class NeuralAutomaton(CellRule):
     """A neural cellular automaton: what follows is to be inferred from the sequence itself.
 
     A network with 3 x 3 cells as its input, four hidden units (ReLU) and an output for each state
@@ -36,6 +46,8 @@ class NeuralAutomaton(Rule):
 
     name: ClassVar[str] = "nca"
     aliases: ClassVar[tuple[str, ...]] = ("neural-ca", "neural-cellular-automaton")
+
+    patch: ClassVar[tuple[int, int]] = (2, 2)
 
     n_states: int = 2
     """States of a cell. With more of them a sequence shows less of its network: at 196 tokens half
@@ -64,20 +76,7 @@ class NeuralAutomaton(Rule):
         fine = 0 <= self.burn_in <= MOST_TOKENS
         self.check("burn_in", fine, f"takes 0 to {MOST_TOKENS:,} steps")
 
-    @property
-    def n_ids(self) -> int:
-        return int(self.n_states ** (PATCH * PATCH)) + 1
-
-    @property
-    def pad_id(self) -> int:
-        return self.n_ids - 1
-
-    @property
-    def hide_share(self) -> float:
-        return 1.0 if self.hidden == "last_frame" else 0.5
-
     def frame_of(self, n_tokens: int) -> tuple[int, int]:
-        """Returns rows and columns of a frame, in tokens, for sequences of this length."""
         side = max(2, math.isqrt(n_tokens // 4))
         return self.frame or (side, side)
 
@@ -96,77 +95,25 @@ class NeuralAutomaton(Rule):
         low, high = self.complexity
         sizes = 9 * n * UNITS, n * UNITS, 3 * n**3 * UNITS, *[4 * rows * columns] * 2
         first, second, triples, old, new = (np.zeros(size, np.int32) for size in sizes)
-        table, stamp = np.zeros((2, _power_above(2 * n_tokens)), np.int64)
-        fill_frames(
+        table, stamp = np.zeros((2, 1 << (2 * n_tokens).bit_length()), np.int64)
+        _fill_frames(
             out_BT, self.key(seed), rows_B, n, rows, columns, self.burn_in,
             math.ceil(low * n_tokens), math.floor(high * n_tokens), first, second, triples, old,
             new, table, stamp,
         )  # fmt: skip
 
-    def to_cells(self, ids_BT: ArrayLike) -> NDArray[np.uint8]:
-        """Unpacks sequences into cells [B, frames, height, width]; other ids are UNKNOWN."""
-        ids = to_rows(ids_BT)
-        rows, columns = self.frame_of(ids.shape[1])
-        weights = self.n_states ** np.arange(3, -1, -1)
-        cells = ids[:, :, None] // weights % self.n_states
-        known = (ids >= 0) & (ids < self.pad_id)
-        cells = np.where(known[:, :, None], cells, UNKNOWN).astype(np.uint8)
-        patches = cells.reshape(len(ids), -1, rows, columns, PATCH, PATCH)
-        shape = len(ids), -1, PATCH * rows, PATCH * columns
-        return np.ascontiguousarray(patches.swapaxes(3, 4)).reshape(shape)
+    def n_last(self, n_tokens: int) -> int:
+        return math.prod(self.frame_of(n_tokens))
 
-    def to_ids(self, cells: NDArray[np.uint8]) -> Ids:
-        """Packs cells into sequences [B, T]; the mask id where one of the four is UNKNOWN."""
-        n, _, height, width = cells.shape
-        patches = cells.reshape(n, -1, height // PATCH, PATCH, width // PATCH, PATCH)
-        patches = patches.swapaxes(3, 4).reshape(n, -1, PATCH * PATCH)
-        ids = patches.astype(np.int64) @ self.n_states ** np.arange(3, -1, -1)
-        return np.where((patches == UNKNOWN).any(axis=2), self.n_ids, ids).astype(np.int16)
+    def are_histories(self, cells: Cells) -> Bools:
+        return self._deduce(cells)
 
-    def accepts(self, ids_BT: ArrayLike) -> Bools:
-        """Frames in which equal neighbourhoods are followed by equal cells, everywhere.
-
-        Exact for automata with any rule; which of these rules four hidden units can compute is not
-        asked. Returns: bool [B].
-        """
-        ids = to_rows(ids_BT)
-        good = self.accepts_any_order(ids)
-        if good.any():
-            good[good] = self._deduce(self.to_cells(ids[good]))
-        return good
-
-    def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
-        """Planes of any cells: which of them have an order is not decided. Returns: bool [B]."""
-        ids = to_rows(ids_BT)
-        known = (ids >= 0) & (ids < self.pad_id)
-        return np.array(known.all(axis=1) & self.makes(ids.shape[1]))
-
-    def maskable(self, ids_BT: ArrayLike) -> Bools:
-        """Every token, or those of the last frame; nothing in lengths that cannot be.
-
-        Returns: bool [B, T].
-        """
-        ids = to_rows(ids_BT)
-        makes = self.makes(ids.shape[1])
-        maskable = np.full(ids.shape, makes)
-        if makes and self.hidden == "last_frame":
-            maskable[:, : -math.prod(self.frame_of(ids.shape[1]))] = False
-        return maskable
-
-    def solve(self, visible_BT: ArrayLike) -> Ids:
-        """Fills in the tokens whose cells' neighbourhoods are seen elsewhere in the sequence.
-
-        The mask id stays on all others: a predictor that knows how networks are drawn may guess
-        some of them.
-        """
-        visible = to_rows(visible_BT)
-        cells = self.to_cells(visible)
+    def fill_in(self, cells: Cells) -> None:
         self._deduce(cells)
-        return np.where(visible == self.n_ids, self.to_ids(cells), visible).astype(np.int16)
 
     def ceiling(self, ids_BT: Ids, visible_BT: Ids) -> Ceiling:
         """Counts what `solve` fills in, and guesses the rest from the frames before and after."""
-        hidden, size = visible_BT == self.n_ids, math.prod(self.frame_of(ids_BT.shape[1]))
+        hidden, size = visible_BT == self.n_ids, self.n_last(ids_BT.shape[1])
         solved = self.solve(visible_BT)
         before, after = np.roll(solved, size, axis=1), np.roll(solved, -size, axis=1)
         for other, frame in ((before, np.s_[:, size:]), (after, np.s_[:, :-size])):
@@ -176,13 +123,164 @@ class NeuralAutomaton(Rule):
         method = "bounds: what `solve` fills in, else the same place a frame before or after; all"
         return Ceiling(share, 1.0, method)
 
-    def _deduce(self, cells: NDArray[np.uint8]) -> Bools:
-        fits = np.zeros(len(cells), dtype=np.bool_)
-        size = _power_above(2 * math.prod(cells.shape[1:]))
-        scratch = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size, np.uint8)
-        deduce(cells, self.n_states, fits, *scratch)
+    def _deduce(self, cells: Cells) -> Bools:
+        """Fills in what follows a neighbourhood seen elsewhere; says where none is contradicted.
+
+        Exact for automata with any rule: which of these rules four hidden units can compute is not
+        asked, and a predictor that knows how networks are drawn may guess more.
+        """
+        fits = np.ones(len(cells), dtype=np.bool_)
+        for row, plane in enumerate(cells):
+            old, new = plane[:-1], plane[1:]
+            while True:
+                around, told = _neighbourhoods(old, self.n_states), new < self.n_states
+                known = told & (around >= 0)
+                seen, first = np.unique(around[known], return_index=True)
+                if not len(seen):
+                    break
+                place = np.searchsorted(seen[:-1], around)
+                is_seen, after = seen[place] == around, new[known][first][place]
+                fits[row] &= not (is_seen & told & (new != after)).any()
+                if not (is_seen & ~told).any():
+                    break
+                new[is_seen & ~told] = after[is_seen & ~told]
         return fits
 
 
-def _power_above(n: int) -> int:
-    return 1 << n.bit_length()
+def _neighbourhoods(frames: Cells, n: int) -> NDArray[np.int64]:
+    """Returns the number of every cell's 3 x 3 cells on a torus; -1 where one is unknown."""
+    shifts = [(down, across) for down in (1, 0, -1) for across in (1, 0, -1)]
+    around = np.stack([np.roll(frames, shift, axis=(1, 2)) for shift in shifts], axis=-1)
+    codes = around.astype(np.int64) @ n ** np.arange(9)
+    return np.where((around >= n).any(axis=-1), -1, codes)
+
+
+@njit(nogil=True, error_model="numpy")
+def _draw_weights(out: Numbers, n: int, state: np.uint64) -> np.uint64:
+    """Writes whole numbers uniform over [-128, 128), eight from a draw; returns the new state."""
+    for i in range(n):
+        if i % 8 == 0:
+            state += GAMMA
+        bits = mixed(state) >> (_8 * np.uint64(i % 8))
+        out[i] = np.int32(bits & _BYTE) - 128
+    return state
+
+
+@njit(nogil=True, error_model="numpy")
+def _add_triples(first: Numbers, triples: Numbers, n: int) -> None:
+    """Adds up the first layer for every three neighbours in a line, for each line of the nine."""
+    place = 0
+    for line in range(3):
+        for left in range(n):
+            a = (3 * line * n + left) * UNITS
+            for middle in range(n):
+                b = ((3 * line + 1) * n + middle) * UNITS
+                for right in range(n):
+                    c = ((3 * line + 2) * n + right) * UNITS
+                    for unit in range(UNITS):
+                        triples[place] = first[a + unit] + first[b + unit] + first[c + unit]
+                        place += 1
+
+
+@njit(nogil=True, error_model="numpy")
+def _step(
+    old: Numbers, new: Numbers, height: int, width: int, triples: Numbers, second: Numbers, n: int
+) -> None:  # fmt: skip
+    """Makes the next state of every cell of a torus: the output unit with the highest number, of
+    equal ones the first. Whole numbers alone, so that every machine makes the same.
+    """
+    zero, n2, n3 = np.int32(0), n * n, n * n * n
+    for y in range(height):
+        up, at = (y - 1 if y else height - 1) * width, y * width
+        down = (y + 1 if y + 1 < height else 0) * width
+        above = old[up + width - 1] * n + old[up]
+        beside = old[at + width - 1] * n + old[at]
+        below_ = old[down + width - 1] * n + old[down]
+        for x in range(width):
+            right = x + 1 if x + 1 < width else 0
+            above = (above % n2) * n + old[up + right]
+            beside = (beside % n2) * n + old[at + right]
+            below_ = (below_ % n2) * n + old[down + right]
+            p, q, r = above * UNITS, (n3 + beside) * UNITS, (2 * n3 + below_) * UNITS
+            a = max(triples[p] + triples[q] + triples[r], zero)
+            b = max(triples[p + 1] + triples[q + 1] + triples[r + 1], zero)
+            c = max(triples[p + 2] + triples[q + 2] + triples[r + 2], zero)
+            d = max(triples[p + 3] + triples[q + 3] + triples[r + 3], zero)
+            best, arg = np.int32(-(2**31)), 0
+            for k in range(n):
+                w = k * UNITS
+                value = a * second[w] + b * second[w + 1] + c * second[w + 2] + d * second[w + 3]
+                if value > best:
+                    best, arg = value, k
+            new[at + x] = arg
+
+
+@njit(nogil=True, error_model="numpy")
+def _find(table: Table, stamp: Table, now: int, key: np.int64) -> np.int64:
+    """Returns the place of a key, or the free one it would get; `stamp` tells rounds apart."""
+    mask = len(stamp) - 1
+    place = ((key * _SPREAD) >> 9) & mask
+    while stamp[place] == now and table[place] != key:
+        place = (place + 1) & mask
+    return np.int64(place)
+
+
+@njit(nogil=True, error_model="numpy")
+def _novelty(ids: Ids, table: Table, stamp: Table, now: int) -> int:
+    """Counts the tokens that end a run of three which the sequence has not had before."""
+    found = 0
+    for t in range(2, len(ids)):
+        key = (np.int64(ids[t]) * 4099 + ids[t - 1]) * 4099 + ids[t - 2]
+        place = _find(table, stamp, now, key)
+        if stamp[place] != now:
+            stamp[place], table[place] = now, key
+            found += 1
+    return found
+
+
+@compiled
+def _fill_frames(
+    out: Ids, key: np.uint64, rows: Rows, n: int, frame_rows: int, frame_columns: int, burn_in: int,
+    low: int, high: int, first: Numbers, second: Numbers, triples: Numbers, old: Numbers,
+    new: Numbers, table: Table, stamp: Table,
+) -> None:  # fmt: skip
+    """Writes sequences of frames, each by a network of its own whose novelty is in [low, high].
+
+    Args:
+        n: states of a cell.
+        frame_rows, frame_columns: tokens of a frame, of two by two cells each.
+        first: [9 * n * UNITS], second: [n * UNITS], triples: [3 * n**3 * UNITS], old, new: [cells
+            of a frame, to a multiple of 4], table, stamp (zeros): [a power of two above 2 T];
+            scratch.
+    """
+    height, width = 2 * frame_rows, 2 * frame_columns
+    n_frames, states, now = out.shape[1] // (frame_rows * frame_columns), np.uint64(n), 0
+    for b in range(len(rows)):
+        state = stream(key, rows[b])
+        for _ in range(ATTEMPTS):
+            now += 1
+            state = _draw_weights(first, 9 * n * UNITS, state)
+            state = _draw_weights(second, n * UNITS, state)
+            _add_triples(first, triples, n)
+            for i in range(height * width):
+                if i % 4 == 0:
+                    state += GAMMA
+                bits = (mixed(state) >> (_16 * np.uint64(i % 4))) & _SHORT
+                old[i] = np.int32((bits * states) >> _16)
+            for _ in range(burn_in):
+                _step(old, new, height, width, triples, second, n)
+                old, new = new, old
+            place = 0
+            for frame in range(n_frames):
+                if frame:
+                    _step(old, new, height, width, triples, second, n)
+                    old, new = new, old
+                for y in range(0, height, 2):
+                    for x in range(0, width, 2):
+                        p = y * width + x
+                        upper = old[p] * n + old[p + 1]
+                        out[b, place] = (upper * n + old[p + width]) * n + old[p + width + 1]
+                        place += 1
+            novelty = _novelty(out[b], table, stamp, now)
+            if low <= novelty <= high:
+                break

@@ -53,7 +53,7 @@ def _word(rule: Rule, token: int) -> str:
             return shape
         width = len(str(rule.n_kinds - 1))
         return f"{shape}{kind:<{width}}"
-    if isinstance(rule, CellularAutomaton) and rule.cells_per_token == 1 and token < 2:
+    if isinstance(rule, CellularAutomaton) and rule.tokens == "binary" and token < 2:
         return "#" if token else "."
     width = len(str(rule.n_ids - 1))
     if isinstance(rule, BracketRule):

@@ -9,17 +9,17 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vitwarm.errors import RuleError
+from vitwarm.rules.automata.cells import CellRule, Cells
 from vitwarm.rules.automata.histories import (
     WIDEST_COUNTED,
     Automaton,
-    Cells,
     are_histories,
+    best_guesses,
     counts_of_ones,
+    propagate,
 )
-from vitwarm.rules.automata.kernels import consistent_votes, fill_planes, propagate
-from vitwarm.rules.base import MOST_TOKENS, Bools, Ceiling, Ids, Rows, Rule, to_rows
-from vitwarm.rules.draws import to_threshold
+from vitwarm.rules.base import MOST_TOKENS, Bools, Ceiling, Ids, Rows, to_rows
+from vitwarm.rules.draws import GAMMA, LOW, compiled, mixed, stream, to_threshold
 
 #: Cells behind one token of `block`, so that the vocabulary is 2**7 = 128.
 BLOCK = 7
@@ -27,12 +27,9 @@ BLOCK = 7
 #: Widest plane whose first rows are all tried for the exact ceiling: 2**16 of them.
 WIDEST_EXACT = 16
 
-#: Neither 0 nor 1.
-UNKNOWN = 2
-
 
 @dataclass(frozen=True, kw_only=True)
-class CellularAutomaton(Rule):
+class CellularAutomaton(CellRule):
     """An elementary cellular automaton: bit 4 * left + 2 * self + right of `rule` is the next cell.
 
     A sequence is a window of the automaton's history, row by row, the rows being time. Ids: cell
@@ -41,6 +38,8 @@ class CellularAutomaton(Rule):
 
     name: ClassVar[str] = "eca"
     aliases: ClassVar[tuple[str, ...]] = ("ca", "cellular-automaton", "elementary-ca")
+
+    n_states: ClassVar[int] = 2
 
     rule: int = 110
     """Wolfram's number, 0 to 255."""
@@ -80,21 +79,9 @@ class CellularAutomaton(Rule):
             self.plane(rows * columns)
 
     @property
-    def cells_per_token(self) -> int:
-        """1, or 7 for blocks."""
-        return BLOCK if self.tokens == "block" else 1
-
-    @property
-    def n_ids(self) -> int:
-        return int(2**self.cells_per_token) + 1
-
-    @property
-    def pad_id(self) -> int:
-        return int(2**self.cells_per_token)
-
-    @property
-    def hide_share(self) -> float:
-        return 1.0 if self.hidden == "last_rows" else 0.5
+    def patch(self) -> tuple[int, int]:
+        """One cell, or a block of 7 in a row."""
+        return (1, BLOCK if self.tokens == "block" else 1)
 
     @property
     def determined(self) -> bool:
@@ -111,7 +98,7 @@ class CellularAutomaton(Rule):
     def is_cropped(self, n_tokens: int) -> bool:
         """Says whether there are cells beyond the window's sides."""
         _, columns, width = self.plane(n_tokens)
-        return width > columns * self.cells_per_token
+        return width > columns * self.patch[1]
 
     def plane(self, n_tokens: int) -> tuple[int, int, int]:
         """Returns rows, columns (of tokens) and simulated cells for a length that fits.
@@ -119,12 +106,18 @@ class CellularAutomaton(Rule):
         Raises: RuleError: not enough rows or cells for the parameters.
         """
         rows, columns = self.grid or (math.isqrt(n_tokens), n_tokens // math.isqrt(n_tokens))
-        needed = columns * self.cells_per_token
+        needed = columns * self.patch[1]
         fine = self.width is None or self.width >= needed
         self.check("width", fine, f"needs at least the window's {needed} cells")
         fine = self.hidden == "random" or self.hidden_rows < rows
         self.check("hidden_rows", fine, f"hides at most {rows - 1} of {rows}")
         return rows, columns, self.width or needed
+
+    def frame_of(self, n_tokens: int) -> tuple[int, int]:
+        return 1, self.plane(n_tokens)[1]
+
+    def n_last(self, n_tokens: int) -> int:
+        return self.hidden_rows * self.plane(n_tokens)[1]
 
     def fit_length(self, n_tokens: int) -> int:
         """Returns rows times columns of the window.
@@ -138,114 +131,60 @@ class CellularAutomaton(Rule):
     def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
         _, columns, width = self.plane(out_BT.shape[1])
         old, new = np.zeros((2, width + 2), dtype=np.int32)
-        fill_planes(
-            out_BT, self.key(seed), rows_B, self.rule, columns, self.cells_per_token, width,
+        _fill_planes(
+            out_BT, self.key(seed), rows_B, self.rule, columns, self.patch[1], width,
             self.boundary == "ring", self.burn_in, to_threshold(self.density or 0.0),
             self.density is None, old, new,
         )  # fmt: skip
 
-    def to_cells(self, ids_BT: ArrayLike) -> Cells:
-        """Unpacks sequences into cells [B, rows, cells]; tokens beyond the ids are UNKNOWN."""
-        ids = to_rows(ids_BT)
-        if not self.makes(ids.shape[1]):
-            raise RuleError(
-                f"ids have {ids.shape[1]} tokens a row; rule {self.name} makes no words of this "
-                "length with these parameters. Use one that `fit_length` returns."
-            )
-        rows, columns, _ = self.plane(ids.shape[1])
-        shifts = np.arange(self.cells_per_token - 1, -1, -1)
-        cells = (ids[:, :, None] >> shifts) & 1
-        known = (ids >= 0) & (ids < self.pad_id)
-        cells = np.where(known[:, :, None], cells, UNKNOWN)
-        return cells.astype(np.uint8).reshape(len(ids), rows, columns * self.cells_per_token)
-
-    def to_ids(self, cells: Cells) -> Ids:
-        """Packs cells [B, rows, cells] into sequences [B, T]; the mask id where one is UNKNOWN."""
-        blocks = cells.reshape(len(cells), -1, self.cells_per_token).astype(np.int16)
-        weights = 2 ** np.arange(self.cells_per_token - 1, -1, -1, dtype=np.int16)
-        ids = (blocks * weights).sum(axis=2)
-        return np.where((blocks == UNKNOWN).any(axis=2), self.n_ids, ids).astype(np.int16)
-
-    def accepts(self, ids_BT: ArrayLike) -> Bools:
+    def are_histories(self, cells: Cells) -> Bools:
         """Windows on a history: each row follows from the one above, and a burn-in can end there.
 
-        Exact up to 20 simulated cells, and mostly beyond: see `are_histories`. Returns: bool [B].
+        Exact up to 20 simulated cells, and mostly beyond: see `histories`.
         """
-        ids = to_rows(ids_BT)
-        good = np.zeros(len(ids), dtype=np.bool_)
-        if self.makes(ids.shape[1]):
-            cells = self.to_cells(ids)
-            good = np.array((cells != UNKNOWN).all(axis=(1, 2)))
-            good[good] = are_histories(cells[good], self._automaton(ids.shape[1]))
-        return good
+        return are_histories(cells[:, :, 0], self._automaton(cells.shape[3]))
 
-    def _automaton(self, n_tokens: int) -> Automaton:
-        width = self.plane(n_tokens)[2]
-        return Automaton(self.rule, self.boundary == "ring", self.burn_in, width)
-
-    def maskable(self, ids_BT: ArrayLike) -> Bools:
-        """Every token, or those of the last rows; nothing in lengths that cannot be.
-
-        Returns: bool [B, T].
-        """
-        ids = to_rows(ids_BT)
-        makes = self.makes(ids.shape[1])
-        maskable = np.full(ids.shape, makes)
-        if makes and self.hidden == "last_rows":
-            _, columns, _ = self.plane(ids.shape[1])
-            maskable[:, : ids.shape[1] - self.hidden_rows * columns] = False
-        return maskable
+    def _automaton(self, n_seen: int) -> Automaton:
+        return Automaton(self.rule, self.boundary == "ring", self.burn_in, self.width or n_seen)
 
     def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
         """Planes with as many ones as some history holds.
 
         Exact for binary tokens and up to 16 simulated cells; wider planes of any cells pass, and of
-        blocks nothing but their ones is counted. Returns: bool [B].
+        blocks nothing but their ones is counted.
         """
         ids = to_rows(ids_BT)
-        n_tokens = ids.shape[1]
-        if not self.makes(n_tokens):
-            return np.zeros(len(ids), dtype=np.bool_)
-        cells = self.to_cells(ids)
-        fine = np.array((cells != UNKNOWN).all(axis=(1, 2)))
-        automaton = self._automaton(n_tokens)
-        if automaton.width <= WIDEST_COUNTED:
-            counts = counts_of_ones(automaton, *cells.shape[1:])
-            fine &= np.isin(cells.sum(axis=(1, 2), dtype=np.int64), list(counts))
+        fine = super().accepts_any_order(ids)
+        if fine.any():
+            cells = self.to_cells(ids[fine])[:, :, 0]
+            automaton = self._automaton(cells.shape[2])
+            if automaton.width <= WIDEST_COUNTED:
+                counts = counts_of_ones(automaton, *cells.shape[1:])
+                fine[fine] = np.isin(cells.sum(axis=(1, 2), dtype=np.int64), list(counts))
         return fine
 
-    def solve(self, visible_BT: ArrayLike) -> Ids:
-        """Fills in the tokens that the rule forces, from neighbour to neighbour, down and up.
+    def fill_in(self, cells: Cells) -> None:
+        """Fills in what the rule forces, from neighbour to neighbour, down and up (`propagate`).
 
-        Complete where the last rows alone are hidden; elsewhere the mask id stays on tokens that
-        this reasoning leaves open.
+        Complete where the last rows alone are hidden and nothing is cropped.
         """
-        visible = to_rows(visible_BT)
-        cells = self.to_cells(visible)
-        cropped = self.is_cropped(visible.shape[1])
-        propagate(cells, self.rule, self.boundary == "ring", cropped, np.zeros(4, np.int64))
-        return np.where(visible == self.n_ids, self.to_ids(cells), visible).astype(np.int16)
+        beyond = "any" if (self.width or 0) > cells.shape[3] else self.boundary
+        propagate(cells[:, :, 0], self.rule, beyond)
 
     def ceiling(self, ids_BT: Ids, visible_BT: Ids) -> Ceiling:
         """Counts all histories that agree with what is visible, where the plane is narrow enough.
 
         Else the bounds are what `solve` fills in, and all.
         """
-        rows, columns, width = self.plane(ids_BT.shape[1])
-        cropped = self.is_cropped(ids_BT.shape[1])
+        width, cropped = self.plane(ids_BT.shape[1])[2], self.is_cropped(ids_BT.shape[1])
         if self.hidden == "last_rows" and not cropped:
             return Ceiling(1.0, 1.0, "exact: what is visible determines every hidden token")
         if cropped or self.tokens == "block" or width > WIDEST_EXACT:
             return super().ceiling(ids_BT, visible_BT)
+        cells = self.to_cells(visible_BT)[:, :, 0]
+        best = best_guesses(cells, self._automaton(width), self._first_state_weights(width))
         hidden = visible_BT == self.n_ids
-        votes = np.zeros((*hidden.shape, 2), dtype=np.float64)
-        consistent_votes(
-            self.to_cells(visible_BT), self.rule, self.boundary == "ring", self.burn_in,
-            self._first_state_weights(columns), votes.reshape(len(votes), rows, columns, 2),
-            np.zeros((rows + 1, columns + 2), dtype=np.int64),
-        )  # fmt: skip
-        best = votes.max(axis=2) / np.maximum(votes.sum(axis=2), 1e-300)
-        share = float(best[hidden].sum() / max(hidden.sum(), 1))
+        share = float(best.reshape(hidden.shape)[hidden].sum() / max(hidden.sum(), 1))
         return Ceiling(
             share, share, f"exact: all {2**width:,} first states, weighted by their probability"
         )
@@ -256,3 +195,49 @@ class CellularAutomaton(Rule):
         if self.density is not None:
             return np.array(self.density**ones * (1 - self.density) ** (width - ones))
         return np.array([1 / ((width + 1) * math.comb(width, n)) for n in ones])
+
+
+@compiled
+def _step(old: np.ndarray, new: np.ndarray, width: int, rule: int, ring: bool) -> None:
+    """Makes the next state. States lie in [1, width], what is beyond in places 0 and width + 1."""
+    old[0] = old[width] if ring else 0
+    old[width + 1] = old[1] if ring else 0
+    for i in range(1, width + 1):
+        new[i] = (rule >> (4 * old[i - 1] + 2 * old[i] + old[i + 1])) & 1
+
+
+@compiled
+def _fill_planes(
+    out: Ids, key: np.uint64, rows: Rows, rule: int, columns: int, cells_per_token: int, width: int,
+    ring: bool, burn_in: int, density: np.uint64, draws_density: bool, old: NDArray[np.int32],
+    new: NDArray[np.int32],
+) -> None:  # fmt: skip
+    """Writes windows of histories, row by row. old, new: [width + 2], scratch."""
+    n_steps = out.shape[1] // columns
+    room = np.uint64(width - columns * cells_per_token + 1)
+    for b in range(len(rows)):
+        state = stream(key, rows[b]) + GAMMA
+        bits = mixed(state)
+        first = 1 + np.int64(((bits & LOW) * room) >> np.uint64(32))  # the window's first cell
+        threshold = bits >> np.uint64(32) if draws_density else density
+        for i in range(1, width + 1, 2):
+            state += GAMMA
+            bits = mixed(state)
+            old[i] = (bits & LOW) < threshold
+            old[i + 1] = (
+                bits >> np.uint64(32)
+            ) < threshold  # one place too many is overwritten by _step
+        for _ in range(burn_in):
+            _step(old, new, width, rule, ring)
+            old, new = new, old
+        for step in range(n_steps):
+            if step:
+                _step(old, new, width, rule, ring)
+                old, new = new, old
+            place = first
+            for column in range(columns):
+                token = np.int32(0)
+                for _ in range(cells_per_token):
+                    token = 2 * token + old[place]
+                    place += 1
+                out[b, step * columns + column] = token
