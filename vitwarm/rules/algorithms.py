@@ -44,9 +44,8 @@ class Algorithm(Rule):
     def __post_init__(self) -> None:
         self.check("n_symbols", self.n_symbols >= 2, "needs at least 2 symbols")
         self.check_ids()
-        fine = self.length is None or self.least_length <= self.length <= MOST_TOKENS
         allowed = f"takes a length from {self.least_length} to {MOST_TOKENS:,}, or none"
-        self.check("length", fine, allowed)
+        self.check_range("length", self.least_length, MOST_TOKENS, allowed)
 
     hide_share = 1.0  # the whole answer
     determined = True  # the question is visible and has one answer
@@ -61,12 +60,8 @@ class Algorithm(Rule):
         return self.n_symbols + 1
 
     @property
-    def pad_id(self) -> int:
-        return self.n_symbols + 2
-
-    @property
     def separator_ids(self) -> tuple[int, ...]:
-        return (self.separator_id, self.pad_id)
+        return (self.separator_id, *super().separator_ids)
 
     def n_needed(self, length: int) -> int:
         """Returns the tokens that x of this length, its separators and longest answer take."""
@@ -90,34 +85,23 @@ class Algorithm(Rule):
         """Returns the answer to parts of the right lengths; None where they are no question."""
 
     def has_order(self, counts: Counter[int], n_answer: int, length: int) -> bool:
-        """Says whether tokens of these counts can be put into an order that is a word.
-
-        Here: every symbol comes twice, or a multiple of it.
-        """
+        """Says whether tokens of these counts have an order that is a word: here all in pairs."""
         return n_answer == length and POP not in counts and not any(n % 2 for n in counts.values())
 
     def question_length(self, n_tokens: int) -> int:
         """Returns the length of x in sequences of `n_tokens`; too short a sequence gives 0."""
-        if self.length is not None:
-            return self.length if self.n_needed(self.length) <= n_tokens else 0
-        length = n_tokens  # n_needed grows by one to four tokens per token of x
-        while length >= self.least_length and self.n_needed(length) > n_tokens:
-            length -= 1
-        return length if length >= self.least_length else 0
+        longest = (n_tokens + 1) // 2  # a word has twice as many tokens, less one, or more
+        lengths = range(self.least_length, longest + 1) if self.length is None else [self.length]
+        return max((n for n in lengths if self.n_needed(n) <= n_tokens), default=0)
 
     def fit_length(self, n_tokens: int) -> int:
-        """Returns `n_tokens`: pads take what the rule cannot use.
-
-        Raises: RuleError: the question and its longest answer do not fit.
-        """
+        """Returns `n_tokens`: pads take what the rule cannot use."""
         self.check_tokens(n_tokens, at_least=self.n_needed(self.length or self.least_length))
         return n_tokens
 
     def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
-        length, found = (
-            self.question_length(out_BT.shape[1]),
-            np.zeros(self.n_symbols + 1, np.int64),
-        )
+        length = self.question_length(out_BT.shape[1])
+        found = np.zeros(self.n_symbols + 1, dtype=np.int64)
         _fill(out_BT, self.key(seed), rows_B, length, self.n_symbols, self._task, found)
 
     def maskable(self, ids_BT: ArrayLike) -> Bools:

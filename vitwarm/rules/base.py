@@ -33,14 +33,14 @@ _SPANS_PER_THREAD = 16
 
 
 class Ceiling(NamedTuple):
-    """The best accuracy on hidden tokens that any predictor can reach, as a share."""
+    """The best accuracy on hidden tokens that any predictor can reach, as a share, and how found.
+
+    Some predictor reaches `low`, and none more than `high`: they are equal where it is known.
+    """
 
     low: float
-    """Some predictor reaches it."""
     high: float
-    """None reaches more; equal to `low` where the ceiling is known."""
     method: str
-    """How it was found."""
 
 
 class Rule(ABC):
@@ -54,6 +54,8 @@ class Rule(ABC):
     """Its name in `RULES`."""
     aliases: ClassVar[tuple[str, ...]] = ()
     """Other names that `make_rule` takes."""
+    pads: ClassVar[bool] = True
+    """Whether the last id is a pad; a rule without one makes every length."""
 
     @property
     @abstractmethod
@@ -63,7 +65,7 @@ class Rule(ABC):
     @property
     def pad_id(self) -> int | None:
         """The id that fills a length which the rule refuses; None where it refuses none."""
-        return None
+        return self.n_ids - 1 if self.pads else None
 
     @property
     def separator_ids(self) -> tuple[int, ...]:
@@ -91,22 +93,18 @@ class Rule(ABC):
 
     @abstractmethod
     def accepts(self, ids_BT: ArrayLike) -> Bools:
-        """Says of each row whether it is a word of the rule's language.
+        """Says of each row whether it is a word of the rule's language: bool [B].
 
         Written from the definition of the language, never from the generator.
-        Returns: bool [B].
         """
 
     @abstractmethod
     def maskable(self, ids_BT: ArrayLike) -> Bools:
-        """Says of each token whether it may be hidden. Returns: bool [B, T]."""
+        """Says of each token whether it may be hidden: bool [B, T]."""
 
     @abstractmethod
     def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
-        """Says of each row whether some order of its tokens (separators stay) is a word.
-
-        Returns: bool [B].
-        """
+        """Says of rows whether some order of their tokens (separators stay) is a word: bool [B]."""
 
     def fit_length(self, n_tokens: int) -> int:
         """Returns the largest length up to `n_tokens` that the rule can make.
@@ -147,6 +145,10 @@ class Rule(ABC):
         solved = (self.solve(visible_BT) != self.n_ids) & hidden
         share = float(solved.sum() / max(hidden.sum(), 1))
         return Ceiling(share, 1.0, "bounds: the hidden tokens that `solve` can fill in, and all")
+
+    def has_ids(self, ids_BT: Ids) -> Bools:
+        """Says of each row whether it holds nothing but ids of the rule, and no pad: bool [B]."""
+        return np.array(((ids_BT >= 0) & (ids_BT < self.n_ids - self.pads)).all(axis=1))
 
     def maskable_in_any_order(self, ids_BT: ArrayLike) -> Bools:
         """Says which tokens of a sequence whose order was destroyed may be hidden: bool [B, T]."""
@@ -192,9 +194,14 @@ class Rule(ABC):
             raise RuleError(f"{given}; neither may be negative.")
         if start + n_sequences > MOST_ROWS:
             raise RuleError(f"{given}; a stream has {MOST_ROWS:,} rows. Start earlier.")
-        if out is None:
-            out = np.empty((n_sequences, n_tokens), dtype=np.int16)
-        _check_out(out, (n_sequences, n_tokens))
+        shape = n_sequences, n_tokens
+        out = np.empty(shape, dtype=np.int16) if out is None else out
+        if out.dtype != np.int16 or out.shape != shape or not out.flags.c_contiguous:
+            raise RuleError(
+                f"out is {out.dtype} {list(out.shape)}; it must be contiguous int16 {list(shape)}."
+            )
+        if not out.flags.writeable:
+            raise RuleError("out is read-only; give a buffer that may be written.")
         rows_B = np.arange(start, start + n_sequences, dtype=np.uint64)
         if n_threads <= 1 or n_sequences <= 1:
             self.fill(out, seed, rows_B)
@@ -217,9 +224,10 @@ class Rule(ABC):
                 f"n_tokens is {n_tokens}; rule {self.name} makes at most {MOST_TOKENS:,} tokens."
             )
         if n_tokens < at_least:
+            tokens = f"{at_least} token{'s' if at_least > 1 else ''}"
             raise RuleError(
-                f"n_tokens is {n_tokens}; rule {self.name} needs at least {at_least} token"
-                f"{'s' if at_least > 1 else ''} with these parameters."
+                f"n_tokens is {n_tokens}; rule {self.name} needs at least {tokens} with these "
+                "parameters."
             )
 
     def check_ids(self) -> None:
@@ -231,13 +239,15 @@ class Rule(ABC):
             )
 
     def check(self, field: str, fine: bool, allowed: str) -> None:
-        """Raises RuleError for a parameter that is not fine.
-
-        Args: allowed: what the rule takes instead, as the rest of a sentence.
-        """
+        """Raises RuleError for a parameter that is not fine; `allowed` ends the sentence."""
         if not fine:
             value = getattr(self, field)
             raise self.refuse(field, list(value) if isinstance(value, tuple) else value, allowed)
+
+    def check_range(self, field: str, low: int, high: int, allowed: str) -> None:
+        """Raises RuleError for a number outside of [low, high]; None is fine."""
+        value = getattr(self, field)
+        self.check(field, value is None or low <= value <= high, allowed)
 
     def check_acts(self, field: str, *, where: str) -> None:
         """Raises RuleError where a parameter was set that acts elsewhere alone."""
@@ -280,12 +290,3 @@ def to_rows(ids_BT: ArrayLike) -> Ids:
             f"ids are {ids.dtype} of shape {ids.shape}; sequences are 16-bit integers [B, T]."
         )
     return np.ascontiguousarray(ids, dtype=np.int16)
-
-
-def _check_out(out: Ids, shape: tuple[int, int]) -> None:
-    if out.dtype != np.int16 or out.shape != shape or not out.flags.c_contiguous:
-        raise RuleError(
-            f"out is {out.dtype} {list(out.shape)}; it must be contiguous int16 {list(shape)}."
-        )
-    if not out.flags.writeable:
-        raise RuleError("out is read-only; give a buffer that may be written.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +22,10 @@ class Blend(Rule):
     A member that refuses a length fills it with its own pads.
     """
 
+    pads: ClassVar[bool] = False
+    shares_field: ClassVar[str]
+    """The parameter with the members' shares of the sequences; None there: equal ones."""
+
     of: tuple[Rule, ...]
     """The members: rules, names, or mappings with `name` and `params`."""
     ids: Literal["shared", "disjoint"] = "shared"
@@ -32,26 +37,18 @@ class Blend(Rule):
             if member.name == "curriculum" or member.name == self.name:
                 raise self.refuse("of", member.name, f"cannot hold a {member.name}; list its rules")
         self.check_ids()
-
-    def check_shares(self, field: str, shares: tuple[float, ...] | None) -> None:
-        """Raises RuleError for shares that are not one for each member, above 0, with sum 1."""
-        if shares is None:
-            return
-        n_rules = len(self.of)
-        self.check(field, len(shares) == n_rules, f"takes one for each of {n_rules} rules")
-        fine = min(shares) > 0 and abs(sum(shares) - 1) <= 1e-6  # not where one is NaN
-        self.check(field, fine, "takes numbers above 0 that sum to 1")
+        shares, n_rules = getattr(self, self.shares_field), len(self.of)
+        if shares is not None:
+            fine = len(shares) == n_rules
+            self.check(self.shares_field, fine, f"takes one for each of {n_rules} rules")
+            fine = min(shares) > 0 and abs(sum(shares) - 1) <= 1e-6  # not where one is NaN
+            self.check(self.shares_field, fine, "takes numbers above 0 that sum to 1")
 
     @property
     def member_shares(self) -> NDArray[np.float64]:
         """Share of the sequences that comes from each member."""
-        given = self.given_shares
+        given = getattr(self, self.shares_field)
         return np.array(given if given else [1 / len(self.of)] * len(self.of))
-
-    @property
-    @abstractmethod
-    def given_shares(self) -> tuple[float, ...] | None:
-        """The shares as they were given; None: equal ones."""
 
     @abstractmethod
     def choose(self, seed: int, rows_B: Rows) -> NDArray[np.int64]:
@@ -75,13 +72,9 @@ class Blend(Rule):
         return float(self.member_shares @ [member.hide_share for member in self.of])
 
     def fit_length(self, n_tokens: int) -> int:
-        """Returns `n_tokens`; members that refuse it add pads of their own.
-
-        Raises: RuleError: too short for one of the members.
-        """
+        """Returns `n_tokens`; members that refuse it add pads, but not where all is too short."""
         for member in self.of:
-            if member.fit_length(n_tokens) < n_tokens and member.pad_id is None:
-                raise self.refuse("of", member.name, f"cannot fill {n_tokens} tokens with it")
+            member.fit_length(n_tokens)
         return n_tokens
 
     def parts(self, seed: int, rows_B: Rows) -> list[tuple[Rule, NDArray[np.int64], int]]:
@@ -104,43 +97,41 @@ class Blend(Rule):
             out_BT[places, :n_words] = words + np.int16(offset)
             out_BT[places, n_words:] = (rule.pad_id or 0) + offset
 
-    def _words(self, member: Rule, offset: int, ids: Ids) -> tuple[Ids, Bools]:
-        """Returns what a member would have made of each row, and whether the rest is its pads."""
-        try:
-            n_words = member.fit_length(ids.shape[1])
-        except RuleError:  # none of its words is so short
-            return ids[:, :0], np.zeros(len(ids), dtype=np.bool_)
-        pads = (ids[:, n_words:] == (member.pad_id or 0) + offset).all(axis=1)
-        return np.maximum(ids[:, :n_words] - offset, -1), np.array(pads)
+    def _readings(self, ids: Ids) -> Iterator[tuple[int, Rule, Ids, Bools]]:
+        """Lists members that may have made rows: number, member, words, which end in its pads."""
+        for number, (member, offset) in enumerate(zip(self.of, self.offsets, strict=True)):
+            try:
+                n_words = member.fit_length(ids.shape[1])
+            except RuleError:  # none of its words is so short
+                continue
+            padded = (ids[:, n_words:] == (member.pad_id or 0) + offset).all(axis=1)
+            if padded.any():
+                yield number, member, np.maximum(ids[:, :n_words] - offset, -1), padded
 
     def accepts(self, ids_BT: ArrayLike) -> Bools:
-        """Words of any member. Returns: bool [B]."""
-        return self._any(ids_BT, lambda member, words: member.accepts(words))
-
-    def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
-        """Words of any member in any order. Returns: bool [B]."""
-        return self._any(ids_BT, lambda member, words: member.accepts_any_order(words))
-
-    def _any(self, ids_BT: ArrayLike, says: Any) -> Bools:
+        """Words of any member."""
         ids = to_rows(ids_BT)
         found = np.zeros(len(ids), dtype=np.bool_)
-        for member, offset in zip(self.of, self.offsets, strict=True):
-            words, padded = self._words(member, offset, ids)
-            if padded.any():
-                found |= says(member, words) & padded
+        for _, member, words, padded in self._readings(ids):
+            found |= member.accepts(words) & padded
+        return found
+
+    def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
+        """Words of any member in any order."""
+        ids = to_rows(ids_BT)
+        found = np.zeros(len(ids), dtype=np.bool_)
+        for _, member, words, padded in self._readings(ids):
+            found |= member.accepts_any_order(words) & padded
         return found
 
     def maskable(self, ids_BT: ArrayLike) -> Bools:
-        """What any member that accepts a row may hide in it. Returns: bool [B, T].
+        """What any member that accepts a row may hide in it.
 
         `make_batch` knows the member that a row comes from, and hides by that one alone.
         """
         ids = to_rows(ids_BT)
         maskable = np.zeros(ids.shape, dtype=np.bool_)
-        for member, offset in zip(self.of, self.offsets, strict=True):
-            words, padded = self._words(member, offset, ids)
-            if not padded.any():
-                continue
+        for _, member, words, padded in self._readings(ids):
             its = member.accepts(words) & padded
             maskable[:, : words.shape[1]] |= its[:, None] & member.maskable(words)
         return maskable
@@ -167,18 +158,12 @@ class Blend(Rule):
         low_MB = np.zeros((len(self.of), len(ids_BT)))
         high_MB = np.zeros_like(low_MB)
         accepts_MB = np.zeros(low_MB.shape, dtype=np.bool_)
-        for number, (member, offset) in enumerate(zip(self.of, self.offsets, strict=True)):
-            words, padded = self._words(member, offset, ids_BT)
-            if not padded.any():
-                continue
+        for number, member, words, padded in self._readings(ids_BT):
             accepts_MB[number] = padded & member.accepts(words)
-            n_words = words.shape[1]
-            visible = np.where(hidden[:, :n_words], member.n_ids, words).astype(np.int16)
+            visible = _hide(member, words, hidden)
             for row in np.flatnonzero(accepts_MB[number] & (n_hidden > 0)):
-                its = slice(row, row + 1)
-                low_MB[number, row], high_MB[number, row], _ = member.ceiling(
-                    words[its], visible[its]
-                )
+                low, high, _ = member.ceiling(words[row, None], visible[row, None])
+                low_MB[number, row], high_MB[number, row] = low, high
         weight_B = n_hidden / max(int(n_hidden.sum()), 1)
         high = float(high_MB.max(axis=0) @ weight_B)
         if self.ids == "disjoint":
@@ -191,23 +176,21 @@ class Blend(Rule):
         return Ceiling(low, high, f"bounds over {' and '.join(m.name for m in self.of)}: {told}")
 
 
+def _hide(member: Rule, words: Ids, hidden: Bools) -> Ids:
+    """Puts a member's mask id where tokens are hidden."""
+    return np.where(hidden[:, : words.shape[1]], member.n_ids, words).astype(np.int16)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mixture(Blend):
     """Each sequence from one of several rules, drawn with weights."""
 
     name: ClassVar[str] = "mixture"
     aliases: ClassVar[tuple[str, ...]] = ("mix",)
+    shares_field: ClassVar[str] = "weights"
 
     weights: tuple[float, ...] | None = None
     """Probability of each member, with sum 1; none: equal."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_shares("weights", self.weights)
-
-    @property
-    def given_shares(self) -> tuple[float, ...] | None:
-        return self.weights
 
     def choose(self, seed: int, rows_B: Rows) -> NDArray[np.int64]:
         """Draws the member of each row, whatever the batch."""
@@ -224,6 +207,7 @@ class Curriculum(Blend):
     """
 
     name: ClassVar[str] = "curriculum"
+    shares_field: ClassVar[str] = "shares"
 
     n_sequences: int
     """The total that the shares refer to: the sequences of the whole warm-up."""
@@ -232,13 +216,8 @@ class Curriculum(Blend):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_shares("shares", self.shares)
         fine = bool((np.diff(self._ends, prepend=0) >= 1).all())
         self.check("n_sequences", fine, "needs at least 1 sequence for every stage")
-
-    @property
-    def given_shares(self) -> tuple[float, ...] | None:
-        return self.shares
 
     @property
     def _ends(self) -> NDArray[np.int64]:
@@ -251,10 +230,9 @@ class Curriculum(Blend):
 
     def ceiling(self, ids_BT: Ids, visible_BT: Ids) -> Ceiling:
         """Returns the last stage's ceiling: of rows from `evaluation_start` on."""
-        hidden, member, offset = visible_BT == self.n_ids, self.of[-1], self.offsets[-1]
-        words, _ = self._words(member, offset, ids_BT)
-        visible = np.where(hidden[:, : words.shape[1]], member.n_ids, words).astype(np.int16)
-        low, high, method = member.ceiling(words, visible)
+        member, offset = self.of[-1], self.offsets[-1]
+        words = ids_BT[:, : member.fit_length(ids_BT.shape[1])] - np.int16(offset)
+        low, high, method = member.ceiling(words, _hide(member, words, visible_BT == self.n_ids))
         return Ceiling(low, high, f"the last stage, {member.name}: {method}")
 
     def choose(self, seed: int, rows_B: Rows) -> NDArray[np.int64]:

@@ -111,6 +111,7 @@ class RandomTokens(Rule):
 
     name: ClassVar[str] = "random"
     aliases: ClassVar[tuple[str, ...]] = ("iid", "noise")
+    pads: ClassVar[bool] = False
 
     n_symbols: int = 128
     """Ids, from 2 on."""
@@ -128,8 +129,7 @@ class RandomTokens(Rule):
 
     def accepts(self, ids_BT: ArrayLike) -> Bools:
         """Everything that holds only ids of the rule. Returns: bool [B]."""
-        ids = to_rows(ids_BT)
-        return np.array(((ids >= 0) & (ids < self.n_symbols)).all(axis=1))
+        return self.has_ids(to_rows(ids_BT))
 
     def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
         return self.accepts(ids_BT)

@@ -39,10 +39,9 @@ class Copy(Rule):
         if self.pairs == "one":
             for field in ("min_length", "max_length"):
                 self.check_acts(field, where="pairs=packed")
-        fine = 1 <= self.min_length <= MOST_TOKENS
-        self.check("min_length", fine, f"takes a length from 1 to {MOST_TOKENS:,}")
-        fine = self.min_length <= self.max_length <= MOST_TOKENS
-        self.check("max_length", fine, f"takes min_length, {self.min_length}, to {MOST_TOKENS:,}")
+        low, high = self.min_length, MOST_TOKENS
+        self.check_range("min_length", 1, high, f"takes a length from 1 to {high:,}")
+        self.check_range("max_length", low, high, f"takes min_length, {low}, to {high:,}")
         self.check_ids()
 
     @property
@@ -50,19 +49,12 @@ class Copy(Rule):
         return self.n_symbols + 1
 
     @property
-    def pad_id(self) -> int | None:
-        return self.n_symbols
-
-    @property
     def determined(self) -> bool:
         """True for one pair; the borders of packed pairs may stay unclear."""
         return self.pairs == "one"
 
     def fit_length(self, n_tokens: int) -> int:
-        """Returns the largest even length up to `n_tokens` that pairs can fill.
-
-        Raises: RuleError: not even one pair fits.
-        """
+        """Returns the largest even length up to `n_tokens` that pairs can fill."""
         self.check_tokens(n_tokens, at_least=2 * self.min_length if self.pairs == "packed" else 2)
         if self.pairs == "one":
             return n_tokens - n_tokens % 2
@@ -91,8 +83,7 @@ class Copy(Rule):
     def accepts(self, ids_BT: ArrayLike) -> Bools:
         """Sequences that can be cut into pairs ww of allowed lengths. Returns: bool [B]."""
         ids = to_rows(ids_BT)
-        in_range = ((ids >= 0) & (ids < self.n_symbols)).all(axis=1)
-        return np.array(in_range & self._cut(ids)[0])
+        return self.has_ids(ids) & self._cut(ids)[0]
 
     def _cut(self, ids: Ids) -> tuple[Bools, Bools]:
         """Cuts rows into pairs: (possible, first halves). Of several ways it is always the same."""
@@ -113,15 +104,13 @@ class Copy(Rule):
     def maskable_in_any_order(self, ids_BT: ArrayLike) -> Bools:
         """As many places as in a word: one half of the sequence. Returns: bool [B, T]."""
         ids = to_rows(ids_BT)
-        first = np.zeros(ids.shape, dtype=np.bool_)
-        first[:, : ids.shape[1] // 2] = True
+        first = np.tile(np.arange(ids.shape[1]) < ids.shape[1] // 2, (len(ids), 1))
         return first if self.hidden == "first" else ~first
 
     def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
         """Every symbol an even number of times, in a length that pairs can fill."""
         ids = to_rows(ids_BT)
-        fine: Bools = np.array(((ids >= 0) & (ids < self.n_symbols)).all(axis=1))
-        fine &= self._fills(ids.shape[1])
+        fine = self.has_ids(ids) & self._fills(ids.shape[1])
         for row in np.flatnonzero(fine):
             fine[row] = not (np.bincount(ids[row]) % 2).any()
         return fine
@@ -131,8 +120,7 @@ class Copy(Rule):
 
         Packed: a token is filled in where all ways of cutting the sequence agree on it.
         """
-        visible = to_rows(visible_BT)
-        solved = visible.copy()
+        solved = to_rows(visible_BT).copy()
         if self.pairs == "one":
             half = solved.shape[1] // 2
             first, second = solved[:, :half], solved[:, half : 2 * half]
@@ -141,11 +129,37 @@ class Copy(Rule):
                 np.where(second == self.n_ids, first, second),
             )
             return solved
-        n_places, span = visible.shape[1] + 1, (self.min_length, self.max_length)
-        fits = np.zeros((n_places, self.max_length + 1), dtype=np.bool_)
-        flags = np.zeros((3, n_places), dtype=np.bool_)
-        _solve(visible, self.n_ids, *span, self.hidden == "first", solved, fits, flags)
+        for row in solved:
+            told = self._told(row)
+            row[:] = np.where((row == self.n_ids) & (told >= 0), told, row)
         return solved
+
+    def _told(self, row_T: Ids) -> Ids:
+        """Returns what all ways of cutting a packed row say of each hidden token; else below 0."""
+        n, hides_first = len(row_T), self.hidden == "first"
+        lengths = np.arange(self.min_length, min(self.max_length, n // 2) + 1)
+        fits = np.zeros((n + 1, len(lengths)), dtype=np.bool_)  # a pair may begin there
+        for number, length in enumerate(lengths):
+            left, right = row_T[:-length], row_T[length:]
+            shown, other = (right, left) if hides_first else (left, right)
+            same = (shown != self.n_ids) & ((other == shown) | (other == self.n_ids))
+            n_same = np.concatenate([[0], same.cumsum()])
+            fits[: n - 2 * length + 1, number] = n_same[length:] - n_same[:-length] == length
+        ends = np.minimum(np.arange(n + 1)[:, None] + 2 * lengths, n)
+        to_end, reached = np.arange(n + 1) == n, np.arange(n + 1) == 0
+        for begin in range(n - 1, -1, -1):
+            fits[begin] &= to_end[ends[begin]]
+            to_end[begin] = fits[begin].any()
+        told = np.full(n, -1, dtype=np.int16)  # -2: ways differ
+        for begin in range(n):
+            for length in lengths[fits[begin] & reached[begin]]:
+                middle, end = begin + length, begin + 2 * length
+                reached[end] = True
+                first, second = slice(begin, middle), slice(middle, end)
+                here, there = (first, second) if hides_first else (second, first)
+                agrees = (told[here] == -1) | (told[here] == row_T[there])
+                told[here] = np.where(agrees, row_T[there], -2)
+        return told
 
 
 @compiled
@@ -212,50 +226,3 @@ def _cut(
             end -= 2 * word
             for i in range(end, end + word):
                 first[b, i] = True
-
-
-@compiled
-def _solve(
-    visible: Ids, mask_id: int, shortest: int, longest: int, hides_first: bool, solved: Ids,
-    fits: Bools, flags: Bools,
-) -> None:  # fmt: skip
-    # fits[begin, length]: a pair that leads to the end may stand there; only one half of it may
-    # hold hidden tokens. Flags: pairs lead from a place to the end, from the start to a place; a
-    # token is unclear.
-    n_rows, n_tokens = visible.shape
-    to_end, reached, unclear = flags[0], flags[1], flags[2]
-    for b in range(n_rows):
-        row = visible[b]
-        for t in range(n_tokens + 1):
-            to_end[t] = t == n_tokens
-            reached[t] = t == 0
-            unclear[t] = False
-        for begin in range(n_tokens - 1, -1, -1):
-            for length in range(shortest, min(longest, (n_tokens - begin) // 2) + 1):
-                fine = to_end[begin + 2 * length]
-                for i in range(begin, begin + length):
-                    told = row[i + length] if hides_first else row[i]
-                    hidden = row[i] if hides_first else row[i + length]
-                    if told == mask_id or (hidden != mask_id and hidden != told):
-                        fine = False
-                        break
-                fits[begin, length] = fine
-                to_end[begin] |= fine
-        for begin in range(n_tokens):
-            if not reached[begin]:
-                continue
-            for length in range(shortest, min(longest, (n_tokens - begin) // 2) + 1):
-                if not fits[begin, length]:
-                    continue
-                reached[begin + 2 * length] = True
-                for i in range(begin, begin + length):
-                    here = i if hides_first else i + length
-                    told = row[i + length] if hides_first else row[i]
-                    if row[here] == mask_id:
-                        if solved[b, here] == mask_id:
-                            solved[b, here] = told
-                        elif solved[b, here] != told:
-                            unclear[here] = True
-        for t in range(n_tokens):
-            if unclear[t]:
-                solved[b, t] = mask_id

@@ -40,8 +40,8 @@ class BracketRule(Rule):
         self.check("n_kinds", self.n_kinds >= 1, "needs at least 1 kind of brackets")
         self.check_ids()
         self.check("p_open", 0 < self.p_open < 1, "takes a probability between 0 and 1")
-        fine = self.max_depth is None or 1 <= self.max_depth <= MOST_TOKENS
-        self.check("max_depth", fine, f"takes a depth from 1 to {MOST_TOKENS:,}, or none")
+        allowed = f"takes a depth from 1 to {MOST_TOKENS:,}, or none"
+        self.check_range("max_depth", 1, MOST_TOKENS, allowed)
 
     @property
     def n_ids(self) -> int:
@@ -49,20 +49,12 @@ class BracketRule(Rule):
         return 2 * self.n_kinds + 1
 
     @property
-    def pad_id(self) -> int | None:
-        """The last id."""
-        return 2 * self.n_kinds
-
-    @property
     def cap(self) -> int:
         """The depth cap as a number."""
         return NO_CAP if self.max_depth is None else self.max_depth
 
     def fit_length(self, n_tokens: int) -> int:
-        """Returns `n_tokens`, or for balanced words the next even number below.
-
-        Raises: RuleError: fewer than two tokens.
-        """
+        """Returns `n_tokens`, or for balanced words the next even number below; from 2 on."""
         self.check_tokens(n_tokens, at_least=2)
         return n_tokens - n_tokens % 2 if self.ending == "balanced" else n_tokens
 
@@ -80,7 +72,7 @@ class BracketRule(Rule):
     def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
         """As many closing as opening tokens of every kind (at most as many if truncated)."""
         ids = to_rows(ids_BT)
-        fine: Bools = np.array(((ids >= 0) & (ids < 2 * self.n_kinds)).all(axis=1))
+        fine = self.has_ids(ids)
         for row in np.flatnonzero(fine):
             counts = np.bincount(ids[row], minlength=2 * self.n_kinds)
             extra = counts[: self.n_kinds] - counts[self.n_kinds :]

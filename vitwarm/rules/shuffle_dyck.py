@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -9,9 +10,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitwarm.rules.base import Bools, Ceiling, Ids, Rows, to_rows
-from vitwarm.rules.draws import GAMMA, below, compiled, happens, mixed, stream, to_threshold
+from vitwarm.rules.draws import (
+    GAMMA,
+    LOW,
+    below,
+    below_low,
+    compiled,
+    happens,
+    mixed,
+    stream,
+    to_threshold,
+)
 from vitwarm.rules.dyck import BracketRule
-from vitwarm.rules.posterior import SWEEPS, count_votes
+
+Words = NDArray[np.int64]
+
+#: Sweeps over the hidden tokens of a word; the first fifth is thrown away.
+SWEEPS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +85,11 @@ class ShuffleDyck(BracketRule):
         n_hidden = n_right = 0
         confidence = 0.0
         for row, (ids, visible) in enumerate(zip(ids_BT, visible_BT, strict=True)):
-            places = np.flatnonzero(visible == self.n_ids)
-            votes = count_votes(
-                np.where(visible == self.n_ids, -1, visible),
-                n_kinds=self.n_kinds,
-                by_types=self.closing == "types",
-                balanced=self.ending == "balanced",
-                row=row,
+            votes = self._count_votes(visible, row)
+            n_hidden += len(votes)
+            n_right += int(
+                (votes.argmax(axis=1) + self.n_kinds == ids[visible == self.n_ids]).sum()
             )
-            n_hidden += len(places)
-            n_right += int((votes.argmax(axis=1) + self.n_kinds == ids[places]).sum())
             confidence += float((votes.max(axis=1) / np.maximum(votes.sum(axis=1), 1)).sum())
         low, high = n_right / max(n_hidden, 1), confidence / max(n_hidden, 1)
         return Ceiling(
@@ -89,6 +99,20 @@ class ShuffleDyck(BracketRule):
             f"Metropolis sweeps, was right for {n_right:,} of {n_hidden:,} hidden tokens, and had "
             f"{high:.1%} of the votes",
         )
+
+    def _count_votes(self, visible_T: Ids, row: int) -> Words:
+        """Samples the kinds of a word's hidden closes: how often each had each, [hidden, n_kinds].
+
+        Args: row: number of the random stream.
+        """
+        ids = np.where(visible_T == self.n_ids, -1, visible_T).astype(np.int64)
+        places, k = np.flatnonzero(ids < 0), self.n_kinds
+        votes = np.zeros((len(places), k), dtype=np.int64)
+        logs = np.log(np.maximum(np.arange(len(ids) + 1), 1))
+        by_types, balanced = self.closing == "types", self.ending == "balanced"
+        _start(ids, k)
+        _vote(ids, places, k, by_types, balanced, row, logs, np.zeros(k, np.int64), votes)
+        return votes
 
 
 @compiled
@@ -126,3 +150,85 @@ def _fill(
                     types[place] = types[n_types]
                 out[b, t] = old + n_kinds
                 depth -= 1
+
+
+@compiled
+def _log_weight(
+    ids: Words,
+    n_kinds: int,
+    by_types: bool,
+    balanced: bool,
+    logs: NDArray[np.float64],
+    opened: Words,
+) -> float:
+    """Returns the log probability of a word, up to a term that hidden kinds do not change."""
+    for kind in range(n_kinds):
+        opened[kind] = 0
+    n_types = 0
+    depth = 0
+    total = 0.0
+    for t in range(len(ids)):
+        if ids[t] < n_kinds:
+            n_types += 1 if opened[ids[t]] == 0 else 0
+            opened[ids[t]] += 1
+            depth += 1
+        else:
+            kind = ids[t] - n_kinds
+            if opened[kind] == 0:
+                return -np.inf
+            total += -logs[n_types] if by_types else logs[opened[kind]]
+            opened[kind] -= 1
+            depth -= 1
+            n_types -= 1 if opened[kind] == 0 else 0
+    return -np.inf if balanced and depth > 0 else total
+
+
+def _start(ids: Words, n_kinds: int) -> None:
+    """Gives the hidden closes (-1) kinds that make a word, whatever the truth was."""
+    # need[t, kind]: brackets that must be open before t to serve the visible closes from t on.
+    # What is open beyond that is free, and stays free until a hidden close takes it: so any free
+    # one may be taken.
+    kinds = np.arange(n_kinds)
+    steps = (ids[:, None] == kinds + n_kinds) - (ids[:, None] == kinds).astype(np.int64)
+    need = np.zeros((len(ids) + 1, n_kinds), dtype=np.int64)
+    for t in range(len(ids) - 1, -1, -1):
+        need[t] = np.maximum(0, need[t + 1] + steps[t])
+    opened = np.zeros(n_kinds, dtype=np.int64)
+    for t in range(len(ids)):
+        if ids[t] < 0:
+            ids[t] = n_kinds + (opened - need[t]).argmax()
+        opened[ids[t] % n_kinds] += 1 if ids[t] < n_kinds else -1
+
+
+@compiled
+def _vote(
+    ids: Words, places: Words, n_kinds: int, by_types: bool, balanced: bool, row: int,
+    logs: NDArray[np.float64], opened: Words, votes: Words,
+) -> None:  # fmt: skip
+    """Counts, after every sweep, the kind that each hidden token has."""
+    now = _log_weight(ids, n_kinds, by_types, balanced, logs, opened)
+    state = stream(GAMMA, np.uint64(row))
+    n = np.uint64(len(places))
+    for sweep in range(SWEEPS):
+        for _ in range(len(places)):
+            state += GAMMA
+            bits = mixed(state)
+            here = places[below(bits, n)]
+            there = places[below_low(bits, n)]
+            state += GAMMA
+            bits = mixed(state)
+            before, other = ids[here], ids[there]
+            # In balanced words the hidden kinds are a known bag, so two of them change places.
+            if balanced or bits & np.uint64(1):
+                ids[here], ids[there] = other, before
+            else:
+                ids[here] = n_kinds + np.int64(below(bits, np.uint64(n_kinds)))
+            after = _log_weight(ids, n_kinds, by_types, balanced, logs, opened)
+            chance = np.float64((bits >> np.uint64(1)) & LOW) / 4294967296.0
+            if after >= now or chance < math.exp(after - now):
+                now = after
+            else:
+                ids[here], ids[there] = before, other
+        if sweep >= SWEEPS // 5:
+            for i in range(len(places)):
+                votes[i, ids[places[i]] - n_kinds] += 1

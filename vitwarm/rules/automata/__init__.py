@@ -1,6 +1,7 @@
 """Cellular automata, `elementary` and `neural`; what both share is in `cells`."""
 
+from vitwarm.rules.automata.cells import CellRule
 from vitwarm.rules.automata.elementary import CellularAutomaton
 from vitwarm.rules.automata.neural import NeuralAutomaton
 
-__all__ = ["CellularAutomaton", "NeuralAutomaton"]
+__all__ = ["CellRule", "CellularAutomaton", "NeuralAutomaton"]

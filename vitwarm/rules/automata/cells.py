@@ -54,10 +54,6 @@ class CellRule(Rule):
         return int(self.n_states ** math.prod(self.patch)) + 1
 
     @property
-    def pad_id(self) -> int:
-        return self.n_ids - 1
-
-    @property
     def hide_share(self) -> float:
         return 0.5 if self.hidden == "random" else 1.0
 
@@ -74,7 +70,7 @@ class CellRule(Rule):
             )
         (rows, columns), (high, wide) = self.frame_of(ids.shape[1]), self.patch
         cells = ids[:, :, None] // self._weights % self.n_states
-        cells[~self._known(ids)] = self.n_states
+        cells[(ids < 0) | (ids >= self.n_ids - 1)] = self.n_states
         patches = cells.astype(np.uint8).reshape(len(ids), -1, rows, columns, high, wide)
         shape = len(ids), ids.shape[1] // (rows * columns), rows * high, columns * wide
         return np.ascontiguousarray(patches.swapaxes(3, 4)).reshape(shape)
@@ -91,13 +87,10 @@ class CellRule(Rule):
     def _weights(self) -> NDArray[np.int64]:
         return self.n_states ** np.arange(math.prod(self.patch))[::-1]
 
-    def _known(self, ids: Ids) -> Bools:
-        return (ids >= 0) & (ids < self.pad_id)
-
     def accepts(self, ids_BT: ArrayLike) -> Bools:
         """Planes of cells that follow from each other as `are_histories` says."""
         ids = to_rows(ids_BT)
-        good = np.array(self._known(ids).all(axis=1) & self.makes(ids.shape[1]))
+        good = self.has_ids(ids) & self.makes(ids.shape[1])
         if good.any():
             good[good] = self.are_histories(self.to_cells(ids[good]))
         return good
@@ -105,7 +98,7 @@ class CellRule(Rule):
     def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
         """Planes of any cells: which of them have an order is not decided."""
         ids = to_rows(ids_BT)
-        return np.array(self._known(ids).all(axis=1) & self.makes(ids.shape[1]))
+        return self.has_ids(ids) & self.makes(ids.shape[1])
 
     def maskable(self, ids_BT: ArrayLike) -> Bools:
         """Every token, or those at the end; nothing in lengths that cannot be."""
@@ -116,10 +109,7 @@ class CellRule(Rule):
         return maskable
 
     def solve(self, visible_BT: ArrayLike) -> Ids:
-        """Fills in the tokens whose cells the visible ones tell (`fill_in`): int16 [B, T].
-
-        The mask id stays on all others.
-        """
+        """Fills in tokens whose cells the visible ones tell; the mask id stays on all others."""
         visible = to_rows(visible_BT)
         cells = self.to_cells(visible)
         self.fill_in(cells)

@@ -19,13 +19,15 @@ from vitwarm.rules.automata.histories import (
     propagate,
 )
 from vitwarm.rules.base import MOST_TOKENS, Bools, Ceiling, Ids, Rows, to_rows
-from vitwarm.rules.draws import GAMMA, LOW, compiled, mixed, stream, to_threshold
+from vitwarm.rules.draws import GAMMA, LOW, below_low, compiled, mixed, stream, to_threshold
 
 #: Cells behind one token of `block`, so that the vocabulary is 2**7 = 128.
 BLOCK = 7
 
 #: Widest plane whose first rows are all tried for the exact ceiling: 2**16 of them.
 WIDEST_EXACT = 16
+
+_32 = np.uint64(32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +63,13 @@ class CellularAutomaton(CellRule):
     """Number of rows that `last_rows` hides."""
 
     def __post_init__(self) -> None:
-        self.check("rule", 0 <= self.rule <= 255, "takes a number from 0 to 255")
+        self.check_range("rule", 0, 255, "takes a number from 0 to 255")
         rows, columns = self.grid or (2, 2)
         self.check("grid", min(rows, columns) >= 2, "needs at least 2 rows and 2 columns")
-        fine = rows * columns <= MOST_TOKENS
-        self.check("grid", fine, f"makes at most {MOST_TOKENS:,} tokens")
-        fine = 0 <= self.burn_in <= MOST_TOKENS
-        self.check("burn_in", fine, f"takes 0 to {MOST_TOKENS:,} steps")
-        fine = self.width is None or 2 <= self.width <= MOST_TOKENS
-        self.check("width", fine, f"takes 2 to {MOST_TOKENS:,} cells, or none")
+        most = MOST_TOKENS
+        self.check("grid", rows * columns <= most, f"makes at most {most:,} tokens")
+        self.check_range("burn_in", 0, most, f"takes 0 to {most:,} steps")
+        self.check_range("width", 2, most, f"takes 2 to {most:,} cells, or none")
         fine = self.density is None or 0 < self.density < 1
         self.check("density", fine, "takes a share between 0 and 1, or none")
         if self.hidden == "random":
@@ -91,9 +91,8 @@ class CellularAutomaton(CellRule):
         """
         if self.hidden != "last_rows":
             return False
-        return self.width is None or (
-            self.grid is not None and not self.is_cropped(math.prod(self.grid))
-        )
+        known = self.grid is not None and not self.is_cropped(math.prod(self.grid))
+        return self.width is None or known
 
     def is_cropped(self, n_tokens: int) -> bool:
         """Says whether there are cells beyond the window's sides."""
@@ -120,10 +119,7 @@ class CellularAutomaton(CellRule):
         return self.hidden_rows * self.plane(n_tokens)[1]
 
     def fit_length(self, n_tokens: int) -> int:
-        """Returns rows times columns of the window.
-
-        Raises: RuleError: the window has more tokens.
-        """
+        """Returns rows times columns of the window."""
         self.check_tokens(n_tokens, at_least=math.prod(self.grid or (2, 2)))
         rows, columns, _ = self.plane(n_tokens)
         return rows * columns
@@ -138,10 +134,7 @@ class CellularAutomaton(CellRule):
         )  # fmt: skip
 
     def are_histories(self, cells: Cells) -> Bools:
-        """Windows on a history: each row follows from the one above, and a burn-in can end there.
-
-        Exact up to 20 simulated cells, and mostly beyond: see `histories`.
-        """
+        """Windows on a history, exact up to 20 simulated cells and mostly beyond: `histories`."""
         return are_histories(cells[:, :, 0], self._automaton(cells.shape[3]))
 
     def _automaton(self, n_seen: int) -> Automaton:
@@ -164,18 +157,12 @@ class CellularAutomaton(CellRule):
         return fine
 
     def fill_in(self, cells: Cells) -> None:
-        """Fills in what the rule forces, from neighbour to neighbour, down and up (`propagate`).
-
-        Complete where the last rows alone are hidden and nothing is cropped.
-        """
+        """Fills in what the rule forces: all of hidden last rows, where nothing is cropped."""
         beyond = "any" if (self.width or 0) > cells.shape[3] else self.boundary
         propagate(cells[:, :, 0], self.rule, beyond)
 
     def ceiling(self, ids_BT: Ids, visible_BT: Ids) -> Ceiling:
-        """Counts all histories that agree with what is visible, where the plane is narrow enough.
-
-        Else the bounds are what `solve` fills in, and all.
-        """
+        """Counts the histories that agree with what is visible; if wide, what `solve` fills in."""
         width, cropped = self.plane(ids_BT.shape[1])[2], self.is_cropped(ids_BT.shape[1])
         if self.hidden == "last_rows" and not cropped:
             return Ceiling(1.0, 1.0, "exact: what is visible determines every hidden token")
@@ -218,15 +205,13 @@ def _fill_planes(
     for b in range(len(rows)):
         state = stream(key, rows[b]) + GAMMA
         bits = mixed(state)
-        first = 1 + np.int64(((bits & LOW) * room) >> np.uint64(32))  # the window's first cell
-        threshold = bits >> np.uint64(32) if draws_density else density
+        first = 1 + np.int64(below_low(bits, room))  # the window's first cell
+        threshold = bits >> _32 if draws_density else density
         for i in range(1, width + 1, 2):
             state += GAMMA
             bits = mixed(state)
             old[i] = (bits & LOW) < threshold
-            old[i + 1] = (
-                bits >> np.uint64(32)
-            ) < threshold  # one place too many is overwritten by _step
+            old[i + 1] = (bits >> _32) < threshold  # one place too many: _step overwrites it
         for _ in range(burn_in):
             _step(old, new, width, rule, ring)
             old, new = new, old

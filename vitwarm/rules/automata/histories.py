@@ -49,30 +49,26 @@ def are_histories(cells: Cells, automaton: Automaton) -> Bools:
     Returns: bool [B].
     """
     old, new = cells[:, :-1], cells[:, 1:]
-    if cells.shape[2] == automaton.width:
-        edges = (old[:, :, -1:], old[:, :, :1])
-        if not automaton.ring:
-            edges = (np.zeros_like(edges[0]), np.zeros_like(edges[1]))
-        left = np.concatenate([edges[0], old[:, :, :-1]], axis=2)
-        right = np.concatenate([old[:, :, 1:], edges[1]], axis=2)
-        fine: Bools = ((_next(automaton.rule, left, old, right) & 1) == new).all(axis=(1, 2))
-        if automaton.burn_in:
-            fine[fine] = _have_past(cells[fine][:, 0], automaton)
-        return fine
-    inner = _next(automaton.rule, old[:, :, :-2], old[:, :, 1:-1], old[:, :, 2:]) & 1
-    fine = (inner == new[:, :, 1:-1]).all(axis=(1, 2))
-    search = _extends if automaton.width > WIDEST_LISTED else _extends_by_list
-    for row in np.flatnonzero(fine):
-        fine[row] = search(cells[row], automaton)
+    whole = cells.shape[2] == automaton.width
+    if whole:
+        sides = ((0, 0), (0, 0), (1, 1))
+        old = np.pad(old, sides, mode="wrap" if automaton.ring else "constant")
+    else:
+        new = new[:, :, 1:-1]
+    made = _next(automaton.rule, old[:, :, :-2], old[:, :, 1:-1], old[:, :, 2:]) & 1
+    fine: Bools = (made == new).all(axis=(1, 2))
+    if not whole:
+        search = _extends if automaton.width > WIDEST_LISTED else _extends_by_list
+        for row in np.flatnonzero(fine):
+            fine[row] = search(cells[row], automaton)
+    elif automaton.burn_in:
+        fine[fine] = _have_past(cells[fine][:, 0], automaton)
     return fine
 
 
 @lru_cache(maxsize=16)
 def counts_of_ones(automaton: Automaton, n_steps: int, n_seen: int) -> frozenset[int]:
-    """Returns the numbers of ones that windows [n_steps, n_seen] can hold: all histories are run.
-
-    Meant for automata up to `WIDEST_COUNTED`.
-    """
+    """Returns the numbers of ones that windows [n_steps, n_seen] can hold, over all histories."""
     window = np.uint32((1 << n_seen) - 1)
     places = range(1 if automaton.ring else automaton.width - n_seen + 1)
     states = np.flatnonzero(_reached(automaton)).astype(np.uint32)
@@ -223,23 +219,16 @@ def _extends(plane: Cells, automaton: Automaton) -> bool:
     depth = min(n_acting, MOST_UNSEEN)
 
     @cache
-    def side_fits(is_left: bool, n_cells: int) -> bool:
-        if n_cells > depth:
-            n_cells, is_free = depth, depth < n_acting
-        else:
-            is_free = False
+    def fits(is_left: bool, n_cells: int) -> bool:
         edge, its_rule = (left, _mirrored(rule)) if is_left else (right, rule)
-        return _strip_fits(its_rule, edge, n_cells, is_free=is_free)
+        is_free = depth < min(n_cells, n_acting)
+        return _strip_fits(its_rule, edge, min(n_cells, depth), is_free=is_free)
 
-    if automaton.ring:  # more than MOST_UNSEEN: each side sees the cells as if they never met
-        return side_fits(True, depth + 1) and side_fits(False, depth + 1)
     far = min(depth + 1, n_unseen)
+    if automaton.ring:  # more than MOST_UNSEEN: each side sees the cells as if they never met
+        return fits(True, far) and fits(False, far)
     places = {*range(far + 1), *range(n_unseen - far, n_unseen + 1)}
-    return any(
-        side_fits(True, min(place, depth + 1))
-        and side_fits(False, min(n_unseen - place, depth + 1))
-        for place in places
-    )
+    return any(fits(True, min(n, far)) and fits(False, min(n_unseen - n, far)) for n in places)
 
 
 def _mirrored(rule: int) -> int:

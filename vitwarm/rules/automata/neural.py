@@ -65,26 +65,22 @@ class NeuralAutomaton(CellRule):
     """Half of all tokens, or the whole of the last frame, which the others tell most of."""
 
     def __post_init__(self) -> None:
-        self.check("n_states", 2 <= self.n_states <= 8, "takes 2 to 8 states")
+        self.check_range("n_states", 2, 8, "takes 2 to 8 states")
         rows, columns = self.frame or (2, 2)
         self.check("frame", min(rows, columns) >= 2, "needs at least 2 rows and 2 columns")
-        fine = 2 * rows * columns <= MOST_TOKENS
-        self.check("frame", fine, f"makes at most {MOST_TOKENS:,} tokens")
+        most = MOST_TOKENS
+        self.check("frame", 2 * rows * columns <= most, f"makes at most {most:,} tokens")
         low, high = self.complexity
-        fine = 0 <= low < high <= 1
-        self.check("complexity", fine, "takes two shares from 0 to 1, the lower one first")
-        fine = 0 <= self.burn_in <= MOST_TOKENS
-        self.check("burn_in", fine, f"takes 0 to {MOST_TOKENS:,} steps")
+        allowed = "takes two shares from 0 to 1, the lower one first"
+        self.check("complexity", 0 <= low < high <= 1, allowed)
+        self.check_range("burn_in", 0, most, f"takes 0 to {most:,} steps")
 
     def frame_of(self, n_tokens: int) -> tuple[int, int]:
         side = max(2, math.isqrt(n_tokens // 4))
         return self.frame or (side, side)
 
     def fit_length(self, n_tokens: int) -> int:
-        """Returns the tokens of as many whole frames as there is room for.
-
-        Raises: RuleError: there is no room for two.
-        """
+        """Returns the tokens of as many whole frames as there is room for, two at least."""
         self.check_tokens(n_tokens, at_least=2 * math.prod(self.frame or (2, 2)))
         size = math.prod(self.frame_of(n_tokens))
         return n_tokens // size * size
