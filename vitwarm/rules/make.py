@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import types
-import typing
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -23,23 +21,14 @@ from vitwarm.rules.stack import Stack
 
 #: Every rule by its name. A new rule is one file, and one line here.
 RULES: dict[str, type[Rule]] = {
-    "dyck": Dyck,
-    "shuffle-dyck": ShuffleDyck,
-    "copy": Copy,
-    "identity": Identity,
-    "reverse": Reverse,
-    "sort": Sort,
-    "set": Set,
-    "union": Union,
-    "delete": Delete,
-    "stack": Stack,
-    "eca": CellularAutomaton,
-    "nca": NeuralAutomaton,
-    "random": RandomTokens,
-    "shuffled": Shuffled,
-    "mixture": Mixture,
-    "curriculum": Curriculum,
-}
+    kind.name: kind
+    for kind in (
+        Dyck, ShuffleDyck, Copy,
+        Identity, Reverse, Sort, Set, Union, Delete, Stack,
+        CellularAutomaton, NeuralAutomaton,
+        RandomTokens, Shuffled, Mixture, Curriculum,
+    )
+}  # fmt: skip
 
 #: Largest whole number that a parameter takes: floats such as 1e15 hold all of them up to here.
 MOST_WHOLE = 2**53
@@ -75,7 +64,7 @@ def rule_config(rule: Rule) -> dict[str, Any]:
     `make_rule(config["name"], **config["params"])` gives the same rule back.
     """
     fields = dataclasses.fields(rule)  # type: ignore[arg-type]
-    return {"name": rule.name, "params": {f.name: _plain(getattr(rule, f.name)) for f in fields}}
+    return {"name": rule.name, "params": {f.name: plain(getattr(rule, f.name)) for f in fields}}
 
 
 def _make(name: str, params: Mapping[str, Any]) -> Rule:
@@ -107,8 +96,7 @@ def _make(name: str, params: Mapping[str, Any]) -> Rule:
 def _find(name: str) -> tuple[type[Rule], Mapping[str, Any]]:
     """Returns the class behind a name, alias or preset, and the preset's parameters."""
     word = name.strip().lower().replace("_", "-")
-    known = dict(RULES)
-    known.update({alias: kind for kind in RULES.values() for alias in kind.aliases})
+    known = RULES | {alias: kind for kind in RULES.values() for alias in kind.aliases}
     if word in PRESETS:
         return RULES[PRESETS[word].rule], PRESETS[word].params
     if word not in known:
@@ -149,21 +137,18 @@ def _to_type(kind: type[Rule], key: str, hint: Any, value: Any) -> Any:
     """Turns what YAML or a command line gave into the type that a parameter has."""
     origin, choices = get_origin(hint), get_args(hint)
     or_none = ""
-    if origin in (typing.Union, types.UnionType):
-        is_none = isinstance(value, str) and value.strip().lower() in ("none", "null")
-        if type(None) in choices and (value is None or is_none):
+    if type(None) in choices:
+        if value is None or str(value).strip().lower() in ("none", "null"):
             return None
         or_none = ", or none"
-        hint = next(choice for choice in choices if choice is not type(None))
+        (hint,) = (choice for choice in choices if choice is not type(None))
         origin, choices = get_origin(hint), get_args(hint)
     if hint is Rule:
         return _to_rule(value)
     if origin is tuple and isinstance(value, list | tuple):
-        if choices[-1] is Ellipsis:
-            return tuple(_to_type(kind, key, choices[0], item) for item in value)
-        if len(choices) == len(value):
-            pairs = zip(choices, value, strict=True)
-            return tuple(_to_type(kind, key, choice, item) for choice, item in pairs)
+        hints = choices[:1] * len(value) if choices[-1] is Ellipsis else choices
+        if len(hints) == len(value):
+            return tuple(_to_type(kind, key, *pair) for pair in zip(hints, value, strict=True))
     if origin is Literal and value in choices:
         return value
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -171,9 +156,14 @@ def _to_type(kind: type[Rule], key: str, hint: Any, value: Any) -> Any:
         return int(value)
     if hint is float and is_number and abs(value) <= sys.float_info.max:
         return float(value)
-    raise RuleError(
-        f"rule.params.{key} is {value!r}; rule {kind.name} takes {_in_words(hint)}{or_none}."
-    )
+    if origin is Literal:
+        takes = " or ".join(map(str, choices))
+    elif origin is tuple:
+        n_items = "" if choices[-1] is Ellipsis else f"{len(choices)} "
+        takes = f"a list of {n_items}{_WORDS[choices[0]][1]}"
+    else:
+        takes = _WORDS[hint][0]
+    raise RuleError(f"rule.params.{key} is {value!r}; rule {kind.name} takes {takes}{or_none}.")
 
 
 #: What a parameter takes, and what a list of it holds.
@@ -184,17 +174,8 @@ _WORDS: dict[Any, tuple[str, str]] = {
 }
 
 
-def _in_words(hint: Any) -> str:
-    origin, choices = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return " or ".join(map(str, choices))
-    if origin is tuple:
-        n_items = "" if choices[-1] is Ellipsis else f"{len(choices)} "
-        return f"a list of {n_items}{_WORDS[choices[0]][1]}"
-    return _WORDS[hint][0]
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Returns a parameter's value as JSON has it."""
     if isinstance(value, Rule):
         return rule_config(value)
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    return [plain(item) for item in value] if isinstance(value, tuple) else value

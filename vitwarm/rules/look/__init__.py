@@ -26,8 +26,8 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from vitwarm.errors import RuleError
 from vitwarm.rules.base import Rule
-from vitwarm.rules.look.draw import draw_sequence, plain_rules
-from vitwarm.rules.make import RULES, find_preset, make_rule, rule_config
+from vitwarm.rules.look.draw import draw_sequence
+from vitwarm.rules.make import RULES, find_preset, make_rule, plain, rule_config
 from vitwarm.rules.masking import make_batch
 from vitwarm.rules.presets import PRESETS
 from vitwarm.rules.stats import rule_stats
@@ -116,19 +116,11 @@ def _catalogue() -> dict[str, Any]:
             "what": (kind.__doc__ or "").strip().splitlines()[0],
             "aliases": list(kind.aliases),
             "params": {
-                f.name: "needed" if f.default is dataclasses.MISSING else _jsonable(f.default)
+                f.name: "needed" if f.default is dataclasses.MISSING else plain(f.default)
                 for f in fields
             },
         }
-    presets = {
-        name: {"rule": preset.rule, "params": dict(preset.params), "source": preset.source}
-        for name, preset in PRESETS.items()
-    }
-    return {"rules": rules, "presets": presets}
-
-
-def _jsonable(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return {"rules": rules, "presets": {name: vars(preset) for name, preset in PRESETS.items()}}
 
 
 def _list() -> str:
@@ -157,21 +149,25 @@ def _show(rule: Rule, args: argparse.Namespace) -> list[str]:
         rule, seed=args.seed, start=start, n_sequences=args.n, n_tokens=n_tokens,
         hide_share=args.hide_share,
     )  # fmt: skip
-    ids, hidden = batch.ids, batch.hidden
     preset = find_preset(rule)
     lines = [
         json.dumps(rule_config(rule)) + (f"  = preset {preset}" if preset else ""),
         f"{n_tokens} tokens, {rule.n_ids} ids",
-        "",
     ]
-    members = plain_rules(rule, args.seed, start, args.n)
-    for row, (member, offset) in enumerate(members):
+    rows = np.arange(start, start + args.n, dtype=np.uint64)
+    members = {
+        place: (part, offset)
+        for part, places, offset in rule.parts(args.seed, rows)
+        for place in places.tolist()
+    }
+    for row, (ids, hidden) in enumerate(zip(batch.ids, batch.hidden, strict=True)):
+        member, offset = members[row]
         own = "" if member is rule else f"  {member.name}"
-        lines.append(f"sequence {start + row}: {int(hidden[row].sum())} hidden{own}")
-        words = ids[row] - np.int16(offset)
-        lines += draw_sequence(member, words, hidden[row], columns=columns, colour=colour)
-        lines.append("")
-    return lines[:-1]
+        lines += ["", f"sequence {start + row}: {int(hidden.sum())} hidden{own}"]
+        lines += draw_sequence(
+            member, ids - np.int16(offset), hidden, columns=columns, colour=colour
+        )
+    return lines
 
 
 def format_stats(stats: dict[str, Any]) -> list[str]:

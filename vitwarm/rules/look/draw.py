@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from vitwarm.rules.algorithms import Algorithm
-from vitwarm.rules.automata import CellularAutomaton, NeuralAutomaton
+from vitwarm.rules.automata import CellRule, CellularAutomaton
 from vitwarm.rules.base import Bools, Ids, Rule
 from vitwarm.rules.controls import Shuffled
 from vitwarm.rules.dyck import BracketRule
@@ -46,18 +44,16 @@ def draw_sequence(
 
 def _word(rule: Rule, token: int) -> str:
     """Returns the text of one token; all of a rule's ids have the same width."""
-    if isinstance(rule, BracketRule) and token < 2 * rule.n_kinds:
-        kind = token % rule.n_kinds
-        shape = (OPENING if token < rule.n_kinds else CLOSING)[kind % len(OPENING)]
-        if rule.n_kinds <= len(OPENING):
-            return shape
-        width = len(str(rule.n_kinds - 1))
-        return f"{shape}{kind:<{width}}"
-    if isinstance(rule, CellularAutomaton) and rule.tokens == "binary" and token < 2:
-        return "#" if token else "."
     width = len(str(rule.n_ids - 1))
     if isinstance(rule, BracketRule):
-        width = 1 if rule.n_kinds <= len(OPENING) else 1 + len(str(rule.n_kinds - 1))
+        n_digits = len(str(rule.n_kinds - 1)) if rule.n_kinds > len(OPENING) else 0
+        width = 1 + n_digits
+        if token < 2 * rule.n_kinds:
+            kind = token % rule.n_kinds
+            shape = (OPENING if token < rule.n_kinds else CLOSING)[kind % len(OPENING)]
+            return shape + (f"{kind:<{n_digits}}" if n_digits else "")
+    if isinstance(rule, CellularAutomaton) and rule.tokens == "binary" and token < 2:
+        return "#" if token else "."
     if token == rule.pad_id:
         return "_".rjust(width)
     if isinstance(rule, Algorithm) and token in (0, rule.separator_id):
@@ -67,14 +63,11 @@ def _word(rule: Rule, token: int) -> str:
 
 def _layout(rule: Rule, words: list[str], columns: int) -> tuple[int, str]:
     """Returns how many tokens a line holds, and what stands between them."""
-    narrow = all(len(word) == 1 for word in words)
-    gap = "" if narrow else " "
-    if isinstance(rule, CellularAutomaton):
-        n_columns = rule.plane(rule.fit_length(len(words)))[1]
-        return n_columns, gap
-    if isinstance(rule, NeuralAutomaton):
+    width = max(map(len, words))
+    gap = "" if width == 1 else " "
+    if isinstance(rule, CellRule):
         return rule.frame_of(rule.fit_length(len(words)))[1], gap
-    return max(1, columns // (max(map(len, words)) + len(gap))), gap
+    return max(1, columns // (width + len(gap))), gap
 
 
 def _paint(rule: Rule, token: int, word: str, hidden: bool, colour: bool) -> str:
@@ -85,13 +78,3 @@ def _paint(rule: Rule, token: int, word: str, hidden: bool, colour: bool) -> str
     color = COLORS[5 * kind % len(COLORS)]  # neighbouring numbers get far hues
     start = "\x1b[2m" if special else f"\x1b[38;5;{color}m"
     return f"{start}{_HIDDEN if hidden else ''}{word}{_PLAIN}"
-
-
-def plain_rules(rule: Rule, seed: int, start: int, n_sequences: int) -> list[tuple[Rule, int]]:
-    """Returns for each row the plain rule that made it and the offset of its ids."""
-    rows = np.arange(start, start + n_sequences, dtype=np.uint64)
-    found: list[tuple[Rule, int]] = [(rule, 0)] * n_sequences
-    for part, places, offset in rule.parts(seed, rows):
-        for place in places.tolist():
-            found[place] = (part, offset)
-    return found

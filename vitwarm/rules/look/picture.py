@@ -28,9 +28,7 @@ def save_picture(
 ) -> None:
     """Draws the numbers of `rule_stats` and some sequences into a file.
 
-    Raises:
-        RuleError: a file ending that is no picture's.
-        RunError: the file cannot be written.
+    Raises: RuleError: a file ending that is no picture's. RunError: the file cannot be written.
     """
     if path.suffix.lower() not in FORMATS:
         raise RuleError(f"--picture is {str(path)!r}; it must end in {', '.join(FORMATS)}.")
