@@ -1,7 +1,7 @@
 """What predictors without insight reach, and how far gzip gets: one scale for every rule.
 
-A model has learned a rule where it does better than these. Easy tasks transfer worst: look at the
-gap between the best of them and the ceiling before a warm-up is paid for.
+A model has learned a rule where it does better. Easy tasks transfer worst: look at the gap between
+the best of these and the ceiling before a warm-up is paid for.
 """
 
 from __future__ import annotations
@@ -47,28 +47,25 @@ def predictor_accuracies(rule: Rule, seen: Masked, batch: Masked) -> dict[str, f
         opens = visible < rule.n_kinds
         guesses["nearest opening token to the left"] = _nearest(visible, opens) + rule.n_kinds
     if isinstance(rule, CellularAutomaton):
-        _, columns, _ = rule.plane(ids.shape[1])
+        columns = rule.frame_of(ids.shape[1])[1]
         above = np.full(ids.shape, -1, dtype=np.int16)
         for t in range(columns, ids.shape[1]):
-            seen_above = ~hidden[:, t - columns]
-            above[:, t] = np.where(seen_above, visible[:, t - columns], above[:, t - columns])
+            up = t - columns
+            above[:, t] = np.where(hidden[:, up], above[:, up], visible[:, up])
         guesses["visible token above"] = above
     found = {name: float((guess[hidden] == wanted).mean()) for name, guess in guesses.items()}
     return {**ngram_accuracies(seen, batch), **found}
 
 
 def ngram_accuracies(seen: Masked, batch: Masked) -> dict[str, float]:
-    """Returns the share of the hidden tokens that n-grams get right, for n = 1, 2, 3.
+    """Returns the share of the hidden tokens that n-grams get right: `1-gram`, `2-gram`, `3-gram`.
 
     An n-gram is a window of n tokens in a row of which one is hidden; the others are taken as the
     input shows them, hidden ones as the mask. The predictor says the id that stood most often at
     the hidden place in such windows of `seen`; where it has seen none, it says what the
     (n - 1)-gram says. The hidden token can be any of the n; the best of these n predictors counts.
-    So the 1-gram is the most frequent hidden id, the 2-gram knows a neighbour, the 3-gram two.
 
-    Args:
-        seen: sequences whose windows are counted; batch: those that are guessed, of equal length.
-    Returns: shares by `1-gram`, `2-gram`, `3-gram`; 0 where nothing is hidden.
+    Args: seen: sequences whose windows are counted; batch: those that are guessed, of equal length.
     """
     wanted = batch.target_ids[batch.hidden]
     guess = np.full(len(wanted), -1)
@@ -114,8 +111,11 @@ def order_blind_accuracy(rule: Rule, ids: Ids, visible: Ids) -> float:
 
     Args: ids, visible: [B, T], as `Rule.ceiling` takes them.
     """
-    control = rule if rule.name == "shuffled" else make_rule("shuffled", of=rule)
-    return control.ceiling(ids, visible).high
+    return _control(rule).ceiling(ids, visible).high
+
+
+def _control(rule: Rule) -> Rule:
+    return rule if rule.name == "shuffled" else make_rule("shuffled", of=rule)
 
 
 def gzip_stats(rule: Rule, ids: Ids, seed: int, start: int) -> dict[str, float]:
@@ -127,9 +127,8 @@ def gzip_stats(rule: Rule, ids: Ids, seed: int, start: int) -> dict[str, float]:
     Returns: `ratio`, compressed over raw bytes, and `over_shuffled`, compressed bytes over those of
         the same sequences with their order destroyed: 1 where gzip sees nothing in the order.
     """
-    control = rule if rule.name == "shuffled" else make_rule("shuffled", of=rule)
     raw, ours = _n_bytes(ids, rule.n_ids)
-    _, blind = _n_bytes(control.sample(seed, start, *ids.shape), rule.n_ids)
+    _, blind = _n_bytes(_control(rule).sample(seed, start, *ids.shape), rule.n_ids)
     return {"ratio": ours / raw, "over_shuffled": ours / blind}
 
 

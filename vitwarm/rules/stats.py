@@ -15,7 +15,6 @@ from vitwarm.rules.baselines import (
     predictor_accuracies,
 )
 from vitwarm.rules.controls import Shuffled
-from vitwarm.rules.draws import compiled
 from vitwarm.rules.dyck import BracketRule
 from vitwarm.rules.make import find_preset, rule_config
 from vitwarm.rules.masking import make_batch
@@ -109,42 +108,26 @@ def bracket_stats(rule: BracketRule, ids: Ids) -> dict[str, Any]:
 
 
 def match_distances(rule: BracketRule, ids: Ids) -> Counts:
-    """Returns, for every close, how many tokens before it its bracket opened; 0 for opening tokens.
-
-    Returns: int64 [B, T].
-    """
+    """Returns how many tokens before each close its bracket opened; 0 for an open: int64 [B, T]."""
+    # last[b, kind]: where it opened last and is still open; before[b, t]: what that was before t.
+    rows, n_tokens = np.arange(len(ids)), ids.shape[1]
+    last, before = (np.full((len(ids), n), -1) for n in (rule.n_kinds, n_tokens))
     distances = np.zeros(ids.shape, dtype=np.int64)
-    last, before = (np.zeros(n, dtype=np.int64) for n in (rule.n_kinds, ids.shape[1]))
-    _match(ids, rule.n_kinds, distances, last, before)
+    for t in range(n_tokens):
+        kinds, opens = ids[:, t] % rule.n_kinds, ids[:, t] < rule.n_kinds
+        before[:, t] = latest = last[rows, kinds]
+        distances[:, t] = np.where(opens, 0, t - latest)
+        last[rows, kinds] = np.where(opens, t, before[rows, latest])
     return distances
 
 
-@compiled
-def _match(ids: Ids, n_kinds: int, distances: Counts, last: Counts, before: Counts) -> None:
-    # last[kind]: where it opened last and is still open; before[t]: what that was before t.
-    n_rows, n_tokens = ids.shape
-    for b in range(n_rows):
-        for kind in range(n_kinds):
-            last[kind] = -1
-        for t in range(n_tokens):
-            kind = int(ids[b, t]) % n_kinds
-            if ids[b, t] < n_kinds:
-                before[t] = last[kind]
-                last[kind] = t
-            else:
-                distances[b, t] = t - last[kind]
-                last[kind] = before[last[kind]]
-
-
 def hidden_groups(rule: Rule, ids: Ids, hidden: Bools) -> dict[str, Counts]:
-    """Returns what may make a hidden token hard: its match's distance and depth, or a likeness.
+    """Returns what may make a hidden token hard, int64 [K] in the order of `ids[hidden]`.
 
-    Args:
-        ids, hidden: [B, T].
-    Returns: for brackets `match_distance` (tokens back to the bracket that it closes) and `depth`
-        (brackets open before it closes one); for every other rule, where there is no such partner,
-        `equal_id_distance` (tokens to the nearest visible one with the same id). Each int64 [K] in
-        the order of `ids[hidden]`; 0: there is none.
+    For brackets `match_distance` (tokens back to the bracket that it closes) and `depth` (brackets
+    open before it closes one); for every other rule `equal_id_distances`. 0: there is none.
+
+    Args: ids, hidden: [B, T].
     """
     if not isinstance(rule, BracketRule):
         return {"equal_id_distance": equal_id_distances(ids, hidden)}
@@ -154,12 +137,7 @@ def hidden_groups(rule: Rule, ids: Ids, hidden: Bools) -> dict[str, Counts]:
 
 
 def equal_id_distances(ids: Ids, hidden: Bools) -> Counts:
-    """Returns the tokens from each hidden one to the nearest visible one with its id: int64 [K].
-
-    Args:
-        ids, hidden: [B, T].
-    Returns: 0 where no visible token has the id.
-    """
+    """Returns the tokens from each hidden one to the nearest visible equal; 0: none. int64 [K]."""
     found = [np.zeros(0, dtype=np.int64)]
     for row, mask in zip(ids, hidden, strict=True):
         places, wanted = np.flatnonzero(~mask), np.flatnonzero(mask)
@@ -183,28 +161,24 @@ def _equal_id_distance(ids: Ids, hidden: Bools) -> dict[str, Any]:
 
 
 def _quantiles(values: Counts) -> dict[str, Any]:
-    names = ("median", "p90", "p99")
+    """Returns the mean and quantiles of distances, and their shares in 1, 2-3, 4-7, 8-15, ..."""
     if not len(values):
-        return dict.fromkeys(("mean", *names, "shares"))
-    cuts = np.quantile(values, (0.5, 0.9, 0.99))
-    found = {"mean": float(values.mean()), **dict(zip(names, map(float, cuts), strict=True))}
-    return {**found, "shares": _octaves(values)}
-
-
-def _octaves(distances: Counts) -> dict[str, float]:
-    """Returns the share of the distances in 1, 2-3, 4-7, 8-15, ..."""
-    counts = np.bincount(np.log2(distances).astype(np.int64))
-    names = map(octave_name, range(len(counts)))
-    return dict(zip(names, (counts / len(distances)).tolist(), strict=True))
+        return dict.fromkeys(("mean", "median", "p90", "p99", "shares"))
+    median, p90, p99 = np.quantile(values, (0.5, 0.9, 0.99)).tolist()
+    counts = np.bincount(np.log2(values).astype(np.int64)).tolist()
+    shares = {octave_name(i): n / len(values) for i, n in enumerate(counts)}
+    mean = float(values.mean())
+    return {"mean": mean, "median": median, "p90": p90, "p99": p99, "shares": shares}
 
 
 def _pad_share(rule: Rule, ids: Ids, seed: int, start: int) -> float:
     rows = np.arange(start, start + len(ids), dtype=np.uint64)
-    pads = 0
-    for part, places, offset in rule.parts(seed, rows):
-        if part.pad_id is not None:
-            pads += int((ids[places] == part.pad_id + offset).sum())
-    return pads / ids.size
+    pads = [
+        (ids[places] == part.pad_id + offset).sum()
+        for part, places, offset in rule.parts(seed, rows)
+        if part.pad_id is not None
+    ]
+    return int(sum(pads)) / ids.size
 
 
 def _entropy_bits(counts: Counts) -> float:
