@@ -21,8 +21,9 @@ from vitwarm.rules.draws import GAMMA, below, compiled, mixed, stream, write_sym
 #: The mark of a pop in `stack`; reserved everywhere, so that all seven share their ids.
 POP = 0
 
-#: What `_fill` makes of x; `stack` has a generator of its own.
-_IDENTITY, _REVERSE, _SORT, _SET, _UNION, _DELETE = range(6)
+#: What `_fill` makes of x, by the rules' names; `stack` has a generator of its own.
+_TASKS = ("identity", "reverse", "sort", "set", "union", "delete")
+_IDENTITY, _REVERSE, _SORT, _SET, _UNION, _DELETE = range(len(_TASKS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,6 @@ class Algorithm(Rule):
     """Tokens that x needs."""
     pops: ClassVar[bool] = False
     """Whether a question may hold pops."""
-    _task: ClassVar[int]
 
     n_symbols: int = 99
     """Symbols that x is made of, from 2 on."""
@@ -100,9 +100,9 @@ class Algorithm(Rule):
         return n_tokens
 
     def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
-        length = self.question_length(out_BT.shape[1])
+        length, task = self.question_length(out_BT.shape[1]), _TASKS.index(self.name)
         found = np.zeros(self.n_symbols + 1, dtype=np.int64)
-        _fill(out_BT, self.key(seed), rows_B, length, self.n_symbols, self._task, found)
+        _fill(out_BT, self.key(seed), rows_B, length, self.n_symbols, task, found)
 
     def maskable(self, ids_BT: ArrayLike) -> Bools:
         """The answer: what stands behind the last separator and is no pad. Returns: bool [B, T]."""
@@ -163,7 +163,6 @@ class Identity(Algorithm):
     """x | x."""
 
     name: ClassVar[str] = "identity"
-    _task: ClassVar[int] = _IDENTITY
 
     def compute(self, question: list[list[int]]) -> list[int]:
         return question[0]
@@ -174,7 +173,6 @@ class Reverse(Algorithm):
     """x | x from its end."""
 
     name: ClassVar[str] = "reverse"
-    _task: ClassVar[int] = _REVERSE
 
     def compute(self, question: list[list[int]]) -> list[int]:
         return question[0][::-1]
@@ -185,7 +183,6 @@ class Sort(Algorithm):
     """x | x in ascending order."""
 
     name: ClassVar[str] = "sort"
-    _task: ClassVar[int] = _SORT
 
     def compute(self, question: list[list[int]]) -> list[int]:
         return sorted(question[0])
@@ -196,7 +193,6 @@ class Set(Algorithm):
     """x | the tokens of x, each once, in the order in which they first come."""
 
     name: ClassVar[str] = "set"
-    _task: ClassVar[int] = _SET
 
     def compute(self, question: list[list[int]]) -> list[int]:
         return list(dict.fromkeys(token for part in question for token in part))
@@ -213,7 +209,6 @@ class Union(Set):
     name: ClassVar[str] = "union"
     n_separators: ClassVar[int] = 2
     least_length: ClassVar[int] = 2
-    _task: ClassVar[int] = _UNION
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -233,7 +228,6 @@ class Delete(Algorithm):
 
     name: ClassVar[str] = "delete"
     n_separators: ClassVar[int] = 2
-    _task: ClassVar[int] = _DELETE
 
     def n_needed(self, length: int) -> int:
         return 2 * length + 3  # x, d between two separators, and at most x again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -69,6 +70,14 @@ class BracketRule(Rule):
         fill = _fill_any if self._any_open else _fill_last
         fill(out_BT, key, rows_B, self.n_kinds, p, self.cap, balanced, opened)
 
+    def accepts(self, ids_BT: ArrayLike) -> Bools:
+        """Words; truncated: beginnings of words."""
+        return np.array([self.is_word(row) for row in to_rows(ids_BT).tolist()], dtype=bool)
+
+    @abstractmethod
+    def is_word(self, row: list[int]) -> bool:
+        """Says whether a row is a word of the language, within the cap."""
+
     def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
         """As many closing as opening tokens of every kind (at most as many if truncated)."""
         ids = to_rows(ids_BT)
@@ -93,14 +102,8 @@ class Dyck(BracketRule):
 
     determined = True  # the structure stays visible, and it gives every close its kind
 
-    def accepts(self, ids_BT: ArrayLike) -> Bools:
-        """Words in which every close matches the most recent open bracket, within the cap.
-
-        Truncated: beginnings of such words. Returns: bool [B].
-        """
-        return np.array([self._is_word(row) for row in to_rows(ids_BT).tolist()], dtype=bool)
-
-    def _is_word(self, row: list[int]) -> bool:
+    def is_word(self, row: list[int]) -> bool:
+        """Every close matches the most recent open bracket."""
         opened: list[int] = []
         for token in row:
             if 0 <= token < self.n_kinds:

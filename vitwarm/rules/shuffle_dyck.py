@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from vitwarm.rules.base import Bools, Ceiling, Ids, Rows, to_rows
+from vitwarm.rules.base import Ceiling, Ids, Rows
 from vitwarm.rules.draws import (
     GAMMA,
     LOW,
@@ -52,15 +52,12 @@ class ShuffleDyck(BracketRule):
         opened, types = np.zeros(k, np.int32), np.zeros(k, np.int16)
         _fill(out_BT, key, rows_B, k, to_threshold(p), self.cap, balanced, opened, types)
 
-    def accepts(self, ids_BT: ArrayLike) -> Bools:
-        """Words in which no kind closes more often than it opened, up to any place.
+    def is_word(self, row: list[int]) -> bool:
+        """No kind closes more often than it opened, up to any place.
 
         Balanced words close every kind as often as they open it; a cap bounds the open brackets of
-        all kinds together. Returns: bool [B].
+        all kinds together.
         """
-        return np.array([self._is_word(row) for row in to_rows(ids_BT).tolist()], dtype=bool)
-
-    def _is_word(self, row: list[int]) -> bool:
         opened = dict.fromkeys(range(self.n_kinds), 0)
         depth = 0
         for token in row:

@@ -89,6 +89,7 @@ class NeuralAutomaton(CellRule):
         n, n_tokens = self.n_states, out_BT.shape[1]
         rows, columns = self.frame_of(n_tokens)
         low, high = self.complexity
+        # the network's two layers, the first one's sums, two frames of cells
         sizes = 9 * n * UNITS, n * UNITS, 3 * n**3 * UNITS, *[4 * rows * columns] * 2
         first, second, triples, old, new = (np.zeros(size, np.int32) for size in sizes)
         table, stamp = np.zeros((2, 1 << (2 * n_tokens).bit_length()), np.int64)
@@ -212,22 +213,14 @@ def _step(
 
 
 @njit(nogil=True, error_model="numpy")
-def _find(table: Table, stamp: Table, now: int, key: np.int64) -> np.int64:
-    """Returns the place of a key, or the free one it would get; `stamp` tells rounds apart."""
-    mask = len(stamp) - 1
-    place = ((key * _SPREAD) >> 9) & mask
-    while stamp[place] == now and table[place] != key:
-        place = (place + 1) & mask
-    return np.int64(place)
-
-
-@njit(nogil=True, error_model="numpy")
 def _novelty(ids: Ids, table: Table, stamp: Table, now: int) -> int:
     """Counts the tokens that end a run of three which the sequence has not had before."""
-    found = 0
+    found, mask = 0, len(stamp) - 1
     for t in range(2, len(ids)):
         key = (np.int64(ids[t]) * 4099 + ids[t - 1]) * 4099 + ids[t - 2]
-        place = _find(table, stamp, now, key)
+        place = ((key * _SPREAD) >> 9) & mask
+        while stamp[place] == now and table[place] != key:  # `stamp` tells attempts apart
+            place = (place + 1) & mask
         if stamp[place] != now:
             stamp[place], table[place] = now, key
             found += 1
@@ -242,12 +235,7 @@ def _fill_frames(
 ) -> None:  # fmt: skip
     """Writes sequences of frames, each by a network of its own whose novelty is in [low, high].
 
-    Args:
-        n: states of a cell.
-        frame_rows, frame_columns: tokens of a frame, of two by two cells each.
-        first: [9 * n * UNITS], second: [n * UNITS], triples: [3 * n**3 * UNITS], old, new: [cells
-            of a frame, to a multiple of 4], table, stamp (zeros): [a power of two above 2 T];
-            scratch.
+    Args: n: states of a cell; a frame's rows and columns are tokens; the last seven are scratch.
     """
     height, width = 2 * frame_rows, 2 * frame_columns
     n_frames, states, now = out.shape[1] // (frame_rows * frame_columns), np.uint64(n), 0
