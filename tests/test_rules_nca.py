@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from vitwarm.errors import RuleError
 from vitwarm.rules import make_rule
 from vitwarm.rules.automata.neural import ATTEMPTS, UNITS, NeuralAutomaton
 from vitwarm.rules.draws import GAMMA, mixed, stream
 from vitwarm.rules.masking import make_batch
+from vitwarm.rules.stats import rule_stats
 
 WORD = 2**64 - 1
 
@@ -165,3 +167,16 @@ def test_hidden_at_random_the_frame_before_says_most() -> None:
     sure = batch.hidden[:, 49:] & ~batch.hidden[:, :-49]
     assert low >= (at == before)[sure].sum() / batch.hidden.sum()
     assert high == 1
+
+
+def test_a_band_that_nothing_meets_is_refused_and_strays_are_counted() -> None:
+    with pytest.raises(RuleError, match=r"complexity is \[0.0, 0.001\].*in that band; widen it"):
+        make_rule("nca", complexity=[0.0, 0.001]).sample(0, 0, 32, 64)
+    narrow = make_rule("nca", complexity=[0.4, 0.45])
+    ids = narrow.sample(0, narrow.evaluation_start, 500, 64).tolist()
+    # Counted here triple by triple.
+    shares = [len({tuple(row[t - 2 : t + 1]) for t in range(2, 64)}) / 64 for row in ids]
+    strays = np.mean([not 0.4 <= share <= 0.45 for share in shares])
+    assert 0 < strays < 1
+    found = rule_stats(narrow, n_sequences=500, n_tokens=64)
+    assert found["outside_band"] == pytest.approx(strays)

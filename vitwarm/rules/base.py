@@ -129,7 +129,7 @@ class Rule(ABC):
         """
         raise RuleError(
             f"rule.name is {self.name!r}; its hidden tokens are not determined by the visible "
-            "ones, so there is nothing to solve. `ceiling_of` tells what can be reached."
+            "ones, so there is nothing to solve. `ceiling` tells what can be reached."
         )
 
     def ceiling(self, ids_BT: Ids, visible_BT: Ids) -> Ceiling:

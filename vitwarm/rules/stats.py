@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitwarm.rules.automata.neural import NeuralAutomaton
 from vitwarm.rules.base import Bools, Ids, Rule
 from vitwarm.rules.baselines import (
     NGRAM_SEQUENCES,
@@ -41,7 +42,8 @@ def rule_stats(
     Returns: a mapping with `ids` (their entropy without pads and separators), `hidden`,
         `gzip` (see `gzip_stats`), `predictors` (accuracies on hidden tokens, as shares),
         `order_blind` (no predictor that does not see the order exceeds it), `ceiling`,
-        `equal_id_distance`, and for brackets `brackets`; shares lie in [0, 1].
+        `equal_id_distance`, for brackets `brackets`, and for `nca` `outside_band`; shares lie in
+        [0, 1].
     Raises: RuleError: an impossible length or share.
     """
     n_words = rule.fit_length(n_tokens)
@@ -80,6 +82,7 @@ def rule_stats(
         "ceiling": rule.ceiling(ids[few], visible[few])._asdict(),
         "equal_id_distance": _equal_id_distance(ids, hidden),
         "brackets": bracket_stats(rule, ids) if isinstance(rule, BracketRule) else None,
+        "outside_band": rule.outside_band(ids) if isinstance(rule, NeuralAutomaton) else None,
     }
 
 

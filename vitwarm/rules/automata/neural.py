@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numba import njit
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from vitwarm.rules.automata.cells import CellRule, Cells
@@ -19,6 +20,9 @@ UNITS = 4
 
 #: Networks that are drawn for a sequence before one outside the band is taken.
 ATTEMPTS = 32
+
+#: Sequences of which one at least must be inside the band: fewer tell too little of it.
+FEW_ROWS = 32
 
 Numbers = NDArray[np.int32]
 Table = NDArray[np.int64]
@@ -58,7 +62,7 @@ class NeuralAutomaton(CellRule):
     """Share of the tokens that end a run of three tokens new to the sequence, at least and at most:
     a cheap stand-in for the gzip ratio (correlation 0.96 with two states; 0.4 is a ratio of 0.42).
     Most sequences below it stand still. Where 32 networks in a row are outside, the last one is
-    taken."""
+    taken; `rules stats` says how often. A band that nothing meets is refused."""
     burn_in: int = 0
     """Steps before the first frame, which otherwise is noise."""
     hidden: Literal["random", "last_frame"] = "last_frame"
@@ -93,11 +97,20 @@ class NeuralAutomaton(CellRule):
         sizes = 9 * n * UNITS, n * UNITS, 3 * n**3 * UNITS, *[4 * rows * columns] * 2
         first, second, triples, old, new = (np.zeros(size, np.int32) for size in sizes)
         table, stamp = np.zeros((2, 1 << (2 * n_tokens).bit_length()), np.int64)
-        _fill_frames(
+        outside = _fill_frames(
             out_BT, self.key(seed), rows_B, n, rows, columns, self.burn_in,
             math.ceil(low * n_tokens), math.floor(high * n_tokens), first, second, triples, old,
             new, table, stamp,
         )  # fmt: skip
+        if outside == len(rows_B) >= FEW_ROWS:
+            allowed = f"makes no sequence of {n_tokens} tokens in that band; widen it"
+            raise self.refuse("complexity", list(self.complexity), allowed)
+
+    def outside_band(self, ids_BT: Ids) -> float:
+        """Returns the share of sequences whose complexity is not in the band."""
+        found = [len(np.unique(sliding_window_view(row, 3), axis=0)) / len(row) for row in ids_BT]
+        low, high = self.complexity
+        return float(np.mean([not low <= share <= high for share in found]))
 
     def n_last(self, n_tokens: int) -> int:
         return math.prod(self.frame_of(n_tokens))
@@ -232,13 +245,15 @@ def _fill_frames(
     out: Ids, key: np.uint64, rows: Rows, n: int, frame_rows: int, frame_columns: int, burn_in: int,
     low: int, high: int, first: Numbers, second: Numbers, triples: Numbers, old: Numbers,
     new: Numbers, table: Table, stamp: Table,
-) -> None:  # fmt: skip
-    """Writes sequences of frames, each by a network of its own whose novelty is in [low, high].
+) -> int:  # fmt: skip
+    """Writes sequences of frames, each by a network of its own whose novelty is in [low, high], and
+    returns how many are outside.
 
     Args: n: states of a cell; a frame's rows and columns are tokens; the last seven are scratch.
     """
     height, width = 2 * frame_rows, 2 * frame_columns
     n_frames, states, now = out.shape[1] // (frame_rows * frame_columns), np.uint64(n), 0
+    outside = 0
     for b in range(len(rows)):
         state = stream(key, rows[b])
         for _ in range(ATTEMPTS):
@@ -268,3 +283,6 @@ def _fill_frames(
             novelty = _novelty(out[b], table, stamp, now)
             if low <= novelty <= high:
                 break
+        else:
+            outside += 1
+    return outside

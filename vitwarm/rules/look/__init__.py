@@ -189,6 +189,8 @@ def format_stats(stats: dict[str, Any]) -> list[str]:
             f"{hidden['ids_used']} ids, {hidden['entropy_bits']:.2f} bits",
         ),
     ]
+    if stats["outside_band"] is not None:
+        rows.append(("complexity outside the band", f"{100 * stats['outside_band']:.1f} %"))
     if stats["brackets"]:
         rows += _bracket_rows(stats["brackets"])
     near = stats["equal_id_distance"]
