@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -92,3 +92,40 @@ class Order:
             chosen = epochs == number
             rows[chosen] = self.epoch(int(number))[items[chosen]]
         return epochs, rows
+
+
+class Share(NamedTuple):
+    """One process's part of every step, in micro-batches."""
+
+    batch_size: int
+    """Images per step over all processes and accumulation."""
+    micro: int
+    """Images per micro-batch."""
+    rank: int
+    world_size: int
+
+    @property
+    def local(self) -> int:
+        """Images per step and process."""
+        return self.batch_size // self.world_size
+
+    @property
+    def micros(self) -> int:
+        """Micro-batches per step and process."""
+        return self.local // self.micro
+
+    def positions(self, number: int) -> np.ndarray:
+        """Returns the positions of this process's micro-batch so and so, from step 0 on; int64."""
+        step, part = divmod(number, self.micros)
+        first = step * self.batch_size + self.rank * self.local + part * self.micro
+        return np.arange(first, first + self.micro, dtype=np.int64)
+
+    def check(self) -> None:
+        """Raises ShardError: a batch that does not divide."""
+        local, world_size = self.local, self.world_size
+        if local % self.micro or self.batch_size % world_size:
+            raise ShardError(
+                f"train.batch_size is {self.batch_size}; it must divide by {world_size} processes "
+                f"and their share by train.micro_batch_size ({self.micro}). "
+                f"Use {max(1, local // self.micro) * self.micro * world_size}."
+            )

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from vitwarm.shards.read.places import make_reader, open_file
-from vitwarm.shards.read.walk import BLOCK, first_byte
+from vitwarm.shards.read.walk import BLOCK, first_byte, open_file, read_at
 
 #: Content of small members is taken along: a label in `KEY.cls` is a few digits or a wnid.
 INLINE_BYTES = 16
@@ -56,10 +55,9 @@ def _scan(descriptor: int, size: int) -> PlainMembers | None:
     numbers: np.ndarray = np.zeros((room, 2), np.int64)
     inline: np.ndarray = np.zeros((room, INLINE_BYTES), np.uint8)
     window = np.zeros(_WINDOW, np.uint8)
-    read = make_reader(descriptor, window.data)
     position = n = 0
     while True:
-        n_read = read(position)
+        n_read = _read_into(window, descriptor, position)
         status, position, n = _walk(window, n_read, position, size, n, names, numbers, inline)
         if status == _GIVE_UP:
             return None
@@ -76,6 +74,15 @@ def _scan(descriptor: int, size: int) -> PlainMembers | None:
             grow = ((0, room), (0, 0))
             names, numbers, inline = (np.pad(a, grow) for a in (names, numbers, inline))
             room *= 2
+
+
+def _read_into(window: np.ndarray, descriptor: int, place: int) -> int:
+    """Fills a window with what stands at a place of a file; returns how many bytes it read."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [window.data], place)
+    content = read_at(descriptor, len(window), place)
+    window[: len(content)] = np.frombuffer(content, np.uint8)
+    return len(content)
 
 
 def compiled(function: Any) -> Any:

@@ -157,7 +157,7 @@ class ShardIndex:
 
         Args:
             source: a folder of tars, DIR/SPLIT, a brace or glob pattern, several of them joined
-                by `::` (see `sources.find_shards`); `opening.open_shards` takes streams too.
+                by `::` (see `sources.find_shards`); `open_shards` takes streams too.
             cache: folder for the index; None: beside the shards, or the user's cache folder where
                 those are read-only.
             how: labels are read.

@@ -14,8 +14,7 @@ import numpy as np
 
 from vitwarm.errors import ShardError
 from vitwarm.shards.read.labels import ELSEWHERE, LABEL_ENDINGS, Labels, NoLabel
-from vitwarm.shards.read.places import read_at
-from vitwarm.shards.read.walk import MAX_CONTENT_BYTES, scan_tar
+from vitwarm.shards.read.walk import MAX_CONTENT_BYTES, read_at, scan_tar
 
 #: The allow-list. What ends otherwise is not read at all; order: which image of a key counts.
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")

@@ -18,7 +18,6 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from vitwarm.errors import ShardError
-from vitwarm.shards.read.places import open_file, read_at
 
 BLOCK = 512
 REMEDY = "Copy or download it again, or write it again (vitwarm shards make)."
@@ -270,6 +269,22 @@ class _Walk:
             "allowed in a shard. Write it again without (tar --dereference --hard-dereference, or "
             "vitwarm shards make)."
         )
+
+
+def open_file(path: Path | str) -> int:
+    """Returns a descriptor for reading bytes; children do not inherit it. Raises: OSError."""
+    return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+
+
+def read_at(descriptor: int, n_bytes: int, place: int) -> bytes:
+    """Reads up to so many bytes at a place; fewer at the end of the file. Raises: OSError.
+
+    Without pread it moves the descriptor, so that no two threads may share one.
+    """
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, n_bytes, place)
+    os.lseek(descriptor, place, os.SEEK_SET)
+    return os.read(descriptor, n_bytes)
 
 
 def first_byte(descriptor: int, position: int) -> int | None:

@@ -23,7 +23,7 @@ from vitwarm.errors import ShardError
 from vitwarm.seeding import hash_bits
 from vitwarm.shards.read.index import ShardIndex
 from vitwarm.shards.read.labels import LabelOptions, Labels
-from vitwarm.shards.read.sources import INFO_NAMES, Info, join_infos, parse_info
+from vitwarm.shards.read.sources import INFO_NAMES, Info, is_streamed, join_infos, parse_info
 from vitwarm.shards.read.walk import MAX_CONTENT_BYTES
 
 WARNING = (
@@ -148,6 +148,28 @@ class StreamIndex(ShardIndex):
                 f"the number: '{text}|50000', or put an _info.json beside the shards."
             )
         return cls(urls, count, info, info.labels(urls, **how))
+
+
+def open_shards(
+    source: str | Path,
+    *,
+    cache: str | Path | None = None,
+    allow_pipe: bool = False,
+    **how: Unpack[LabelOptions],
+) -> ShardIndex:
+    """Returns the index of a source: of all headers on a disk, of what is known of a stream.
+
+    Args:
+        source: as `ShardIndex.open` takes it; or an http(s) address or `pipe:` command, which is
+            streamed and promises less.
+        cache: as `ShardIndex.open`.
+        allow_pipe: permits `pipe:` sources, which run a shell command.
+        how: labels are read.
+    Raises: ShardError: as `ShardIndex.open` and `StreamIndex.open_stream`.
+    """
+    if is_streamed(str(source)):
+        return StreamIndex.open_stream(str(source), allow_pipe=allow_pipe, **how)
+    return ShardIndex.open(source, cache=cache, **how)
 
 
 def _check_scheme(url: str, allow_pipe: bool) -> None:

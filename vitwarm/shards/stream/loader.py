@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -16,11 +15,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vitwarm.errors import ShardError, VitwarmError
 from vitwarm.seeding import hash_bits, mix_u64, seed_of
-from vitwarm.shards.load.batch import EvalLoader, Share, Shipped
-from vitwarm.shards.load.crops import EvalCrop, TrainCrop
-from vitwarm.shards.load.cutting import centre, cut_out
+from vitwarm.shards.choose.order import Share
+from vitwarm.shards.load.crops import EvalCrop, TrainCrop, centre, cut_out
 from vitwarm.shards.load.decode import Encoded, UnreadableImage, decode, quiet, read_header
-from vitwarm.shards.load.workers import Failure, Work, empty_images, make_data_loader
+from vitwarm.shards.load.workers import Failure, Shipped, Work, empty_images, make_data_loader
 from vitwarm.shards.stream.index import WARNING, StreamIndex
 from vitwarm.shards.stream.tar import BROKEN, Raw, TarStream
 
@@ -42,16 +40,14 @@ _CURL = {
 }  # fmt: skip
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False)
 class _Stream(IterableDataset[Any]):
     """Micro-batches of one worker: its own shards out of the one sequence of all epochs."""
 
     index: StreamIndex
     crop: TrainCrop | EvalCrop
     seed: int
-    batch_size: int
-    rank: int
-    world_size: int
+    share: Share
     workers: int
     first_image: int = 0
     """Where an iteration begins."""
@@ -65,7 +61,7 @@ class _Stream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
-        worker = self.rank * max(1, self.workers) + (info.id if info else 0)
+        worker = self.share.rank * self.workers + (info.id if info else 0)
         stages: list[Any] = [lambda: self._shards(worker), self._samples]
         if self.trains:
             rng = random.Random(seed_of(self.seed, "stream", worker, self.first_image))
@@ -73,12 +69,12 @@ class _Stream(IterableDataset[Any]):
         try:
             yield from self._batches(iter(wds.DataPipeline(*stages)))
         except VitwarmError as error:
-            yield Failure.of(error)
+            yield Failure(type(error), str(error))
 
     def _shards(self, worker: int) -> Iterator[dict[str, Any]]:
         """Every `all workers`-th shard of the sequence, from where the first image lies."""
         urls = self.index.urls
-        n_workers = self.world_size * max(1, self.workers)
+        n_workers = self.share.world_size * self.workers
         if not self.trains:
             for shard in range(worker, len(urls), n_workers):
                 yield {"shard": shard, "epoch": 0}
@@ -129,8 +125,8 @@ class _Stream(IterableDataset[Any]):
             )
 
     def _batches(self, samples: Iterator[Raw]) -> Iterator[Any]:
-        images = empty_images(self.batch_size, self.crop.sides)
-        numbers = np.zeros((4, self.batch_size), np.int64)
+        images = empty_images(self.share.micro, self.crop.sides)
+        numbers = np.zeros((4, self.share.micro), np.int64)
         n = bad = on_end = 0
         for sample in samples:
             try:
@@ -149,9 +145,9 @@ class _Stream(IterableDataset[Any]):
                 images.numpy()[n] = 0  # counted, with its own label: the number of images holds
             numbers[:, n] = sample.label, sample.key, -1, sample.epoch
             n += 1
-            if n == self.batch_size:
+            if n == self.share.micro:
                 yield Shipped._make((images, *numbers.copy(), bad))
-                images = empty_images(self.batch_size, self.crop.sides)
+                images = empty_images(self.share.micro, self.crop.sides)
                 n = bad = 0
         if n:
             yield Shipped._make((images[:n], *numbers[:, :n].copy(), bad))
@@ -172,43 +168,21 @@ class _Stream(IterableDataset[Any]):
 
 
 def stream_loader(
-    index: StreamIndex, share: Share, *, crop: TrainCrop, seed: int, work: Work
+    index: StreamIndex, share: Share, *, crop: TrainCrop | EvalCrop, seed: int, work: Work
 ) -> Callable[[int], DataLoader[Any]]:
-    """Returns what starts at a step with one process's share of a stream: see WARNING."""
-    if share.rank == 0:
+    """Returns what starts at a step with one process's share of a stream: see WARNING.
+
+    For validation these are whole shards, each once.
+    """
+    if share.rank == 0 and isinstance(crop, TrainCrop):
         log.warning(WARNING, index.urls[0])
-    stream = _Stream(
-        index=index, crop=crop, seed=seed, batch_size=share.micro, rank=share.rank,
-        world_size=share.world_size, workers=work.workers,
-    )  # fmt: skip
+    stream = _Stream(index, crop, seed, share, max(1, work.workers))
 
     def begin(step: int) -> DataLoader[Any]:
         stream.first_image = step * share.batch_size
-        return _make_loader(stream, work)
+        return make_data_loader(stream, None, work=work, n_images=share.micro, sides=crop.sides)
 
     return begin
-
-
-def stream_val_loader(
-    index: StreamIndex, *, crop: EvalCrop, batch_size: int, rank: int, world_size: int, work: Work
-) -> EvalLoader:
-    """Returns one process's share of a streamed validation set: whole shards, each once.
-
-    The number of batches is about right: how the images spread over the shards is not known.
-    """
-    stream = _Stream(
-        index=index, crop=crop, seed=0, batch_size=batch_size, rank=rank, world_size=world_size,
-        workers=work.workers,
-    )  # fmt: skip
-    return EvalLoader(_make_loader(stream, work), -(-index.n_images // (world_size * batch_size)))
-
-
-def _make_loader(stream: _Stream, work: Work) -> DataLoader[Any]:
-    batch_bytes = 3 * stream.batch_size * math.prod(stream.crop.sides)
-    # Workers end with an iteration: each starts at another image.
-    return make_data_loader(
-        stream, items=None, work=work, batch_bytes=batch_bytes, persistent=False
-    )
 
 
 def _reason(url: str, error: BaseException) -> str:

@@ -15,10 +15,10 @@ from vitwarm.shards.bars import make_bar
 from vitwarm.shards.load.decode import UnreadableImage, decode, quiet, read_header
 from vitwarm.shards.read.index import ShardIndex
 from vitwarm.shards.read.labels import LabelOptions
-from vitwarm.shards.read.places import read_at
 from vitwarm.shards.read.rows import ShardRows, read_shard
 from vitwarm.shards.read.scan import DOTTED, beside
 from vitwarm.shards.read.sources import Source, find_shards
+from vitwarm.shards.read.walk import read_at
 from vitwarm.shards.write.pool import sharing
 
 _WNID = re.compile(rb"(?:.*/)?(n\d{8})_")

@@ -16,8 +16,8 @@ import numpy as np
 from vitwarm.errors import ShardError, nearest
 from vitwarm.seeding import hash_bits, shuffled
 from vitwarm.shards.choose.fraction import fraction_order
-from vitwarm.shards.read.places import read_at
 from vitwarm.shards.read.rows import IMAGE_ENDINGS, hash_key, is_litter
+from vitwarm.shards.read.walk import read_at
 from vitwarm.shards.write.writer import IMAGES_PER_SHARD, Sample, check_empty, write_set
 
 log = logging.getLogger("vitwarm")
