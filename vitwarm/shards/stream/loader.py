@@ -17,7 +17,7 @@ from vitwarm.errors import ShardError, VitwarmError
 from vitwarm.seeding import hash_bits, mix_u64, seed_of
 from vitwarm.shards.choose.order import Share
 from vitwarm.shards.load.crops import EvalCrop, TrainCrop, centre, cut_out
-from vitwarm.shards.load.decode import Encoded, UnreadableImage, decode, quiet, read_header
+from vitwarm.shards.load.decode import UnreadableImage, decode, quiet, read_header
 from vitwarm.shards.load.workers import Failure, Shipped, Work, empty_images, make_data_loader
 from vitwarm.shards.stream.index import WARNING, StreamIndex
 from vitwarm.shards.stream.tar import BROKEN, Raw, TarStream
@@ -97,7 +97,14 @@ class _Stream(IterableDataset[Any]):
                     for sample in tar:
                         n += 1
                         yield sample._replace(epoch=shard["epoch"])
-                self._tell(tar)
+                if tar.n_skipped and not self.told:
+                    self.told = True
+                    log.warning(
+                        "%s holds %d member(s) added by macOS (._NAME, .DS_Store, __MACOSX/). They "
+                        "are skipped, here and in other shards.",
+                        url,
+                        tar.n_skipped,
+                    )
                 if n != (stated or n or 1):
                     raise EOFError(
                         f"it holds {n:,} labelled images, but the info file says {stated:,}"
@@ -113,16 +120,6 @@ class _Stream(IterableDataset[Any]):
                         "the network, and run the same command again; it resumes."
                     ) from error
                 log.warning("%s broke off: %s", url, _reason(url, error))
-
-    def _tell(self, tar: TarStream) -> None:
-        if tar.n_skipped and not self.told:
-            self.told = True
-            log.warning(
-                "%s holds %d member(s) added by macOS (._NAME, .DS_Store, __MACOSX/). They are "
-                "skipped, here and in other shards.",
-                tar.url,
-                tar.n_skipped,
-            )
 
     def _batches(self, samples: Iterator[Raw]) -> Iterator[Any]:
         images = empty_images(self.share.micro, self.crop.sides)
@@ -153,18 +150,18 @@ class _Stream(IterableDataset[Any]):
             yield Shipped._make((images[:n], *numbers[:, :n].copy(), bad))
 
     def _pixels(self, sample: Raw) -> np.ndarray:
+        crop = self.crop
         with quiet():
-            return self._crop(sample, read_header(sample.data))
-
-    def _crop(self, sample: Raw, image: Encoded) -> np.ndarray:
-        if isinstance(self.crop, EvalCrop):
-            return centre(decode(image), self.crop)
-        box = self.crop.box(self.seed, sample.epoch, sample.key, image.height, image.width)
-        reduction = int(self.crop.reduction(np.array([box], np.float32))[0])
-        pixels = decode(image, reduction=reduction)
-        if reduction > 1 and pixels.shape[0] < image.height:
-            box = (*(side // reduction for side in box[:4]), box[4])  # type: ignore[assignment]
-        return cut_out(pixels, box, self.crop.sides, interpolation=self.crop.interpolation)
+            image = read_header(sample.data)
+            if isinstance(crop, EvalCrop):
+                return centre(decode(image), crop)
+            where = (sample.epoch, sample.key, image.height, image.width)
+            box = np.array([crop.box(self.seed, *where)], np.float32)
+            reduction = int(crop.reduction(box)[0])
+            pixels = decode(image, reduction=reduction)
+            if reduction > 1 and pixels.shape[0] < image.height:
+                box[:, :4] //= reduction
+            return cut_out(pixels, box[0].tolist(), crop.sides, interpolation=crop.interpolation)
 
 
 def stream_loader(
