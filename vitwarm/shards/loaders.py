@@ -5,7 +5,7 @@ The order lives in the main process; a worker gets positions, epochs and rows an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from vitwarm.shards.load.workers import (
 )
 from vitwarm.shards.read.index import ShardIndex
 from vitwarm.shards.stream.index import StreamIndex
-from vitwarm.shards.stream.loader import stream_loader
+from vitwarm.shards.stream.loader import Stream
 
 
 class ImageBatch(NamedTuple):
@@ -73,40 +73,49 @@ class EvalLoader:
         return map(unpack, start_workers(self.loader))
 
 
+@dataclass(eq=False)
+class _Items:
+    """What the micro-batches of one process are, from `start_step` to `n_steps`."""
+
+    order: Order
+    share: Share
+    n_steps: int
+    start_step: int = 0
+
+    def __iter__(self) -> Iterator[Item]:
+        micros = self.share.micros
+        for number in range(self.start_step * micros, self.n_steps * micros):
+            positions = self.share.positions(number)
+            yield Item(positions, *self.order.rows_at(positions))
+
+
+@dataclass(eq=False)
 class TrainLoader:
-    """Micro-batches of one process, from a step on.
+    """Micro-batches of one process, from `start_step` to `n_steps`.
 
     Its state is the number of steps done, the same on any rank: it may go on with another number
     of ranks, workers or micro-batches. Each iteration starts at `start_step`, or where a loaded
     state says; what workers had made ahead of an abandoned iteration does not count.
     """
 
-    def __init__(
-        self,
-        share: Share,
-        begin: Callable[[int], DataLoader[Any]],
-        *,
-        start_step: int,
-        n_steps: int,
-    ) -> None:
-        """Prepares the steps from `start_step` to `n_steps`.
+    share: Share
+    loader: DataLoader[Any]
+    source: _Items | Stream
+    """What the loader ships from, beginning at its own `start_step`."""
+    start_step: int
+    n_steps: int
 
-        Args:
-            begin: returns what ships the micro-batches from a step on.
-        """
-        self.share, self.begin, self.n_steps = share, begin, n_steps
-        self.start_step = self._steps_done = start_step
-        self.loader: DataLoader[Any] | None = None
+    def __post_init__(self) -> None:
+        self._steps_done = self.start_step
 
     def __len__(self) -> int:
         """Micro-batches of one iteration."""
         return max(0, self.n_steps - self.start_step) * self.share.micros
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        start = self._steps_done = self.start_step
-        self.loader = self.begin(start)
+        self.source.start_step = self._steps_done = self.start_step
         shipped = start_workers(self.loader)
-        first = start * self.share.micros
+        first = self.start_step * self.share.micros
         for number in range(first, first + len(self)):
             yield self._take(shipped, number)  # no name for it: its memory would stay in use
 
@@ -158,34 +167,16 @@ def make_train_loader(
     share = Share(batch_size, micro_batch_size, rank, world_size)
     share.check()
     work = plan_work(workers, world_size, pin_memory, start_method)
+    source: _Items | Stream
     if isinstance(index, StreamIndex):
-        begin = stream_loader(index, share, crop=crop, seed=order.seed, work=work)
-        return TrainLoader(share, begin, start_step=start_step, n_steps=n_steps)
-    items = _Items(order, share, n_steps)
-    batches = Batches(index, order.rows, crop, seed)
-    loader = make_data_loader(batches, items, work=work, n_images=share.micro, sides=crop.sides)
-
-    def begin_at(step: int) -> DataLoader[Any]:
-        items.start_step = step
-        return loader
-
-    return TrainLoader(share, begin_at, start_step=start_step, n_steps=n_steps)
-
-
-@dataclass(eq=False)
-class _Items:
-    """What the micro-batches of one process are, from `start_step` to `n_steps`."""
-
-    order: Order
-    share: Share
-    n_steps: int
-    start_step: int = 0
-
-    def __iter__(self) -> Iterator[Item]:
-        micros = self.share.micros
-        for number in range(self.start_step * micros, self.n_steps * micros):
-            positions = self.share.positions(number)
-            yield Item(positions, *self.order.rows_at(positions))
+        source = Stream(index, share, crop, order.seed, work)
+        loader = source.loader()
+    else:
+        source = _Items(order, share, n_steps)
+        batches = Batches(index, order.rows, crop, seed)
+        size = (share.micro, *crop.sides)
+        loader = make_data_loader(batches, source, work=work, size=size)
+    return TrainLoader(share, loader, source, start_step, n_steps)
 
 
 def make_val_loader(
@@ -207,7 +198,7 @@ def make_val_loader(
     work = plan_work(workers, world_size, pin_memory, start_method)
     if isinstance(index, StreamIndex):  # whole shards
         share = Share(world_size * batch_size, batch_size, rank, world_size)
-        loader = stream_loader(index, share, crop=crop, seed=0, work=work)(0)
+        loader = Stream(index, share, crop, 0, work).loader()
         return EvalLoader(loader, -(-index.n_images // share.batch_size))
     rows = np.arange(index.n_images, dtype=np.int64)
     low, high = (len(rows) * r // world_size for r in (rank, rank + 1))
@@ -215,5 +206,5 @@ def make_val_loader(
     items = [Item(part, np.zeros_like(part), part) for part in parts]
     work = work._replace(workers=min(work.workers, len(items)))
     batches = Batches(index, rows, crop, seed=0)
-    loader = make_data_loader(batches, items, work=work, n_images=batch_size, sides=crop.sides)
+    loader = make_data_loader(batches, items, work=work, size=(batch_size, *crop.sides))
     return EvalLoader(loader, len(items))

@@ -34,11 +34,8 @@ class Order:
         mode: Literal["windows", "full"] = "windows",
         window_shards: int = 32,
     ) -> None:
-        """Takes the rows to be ordered.
+        """Takes the rows to be ordered, int64 [n], ascending, and the shards of a window.
 
-        Args:
-            rows: int64 [n], ascending: the images of the fraction.
-            window_shards: shards per window.
         Raises: ShardError: no rows, a window below one shard, or another mode.
         """
         if mode not in ("windows", "full"):
@@ -122,10 +119,9 @@ class Share(NamedTuple):
 
     def check(self) -> None:
         """Raises ShardError: a batch that does not divide."""
-        local, world_size = self.local, self.world_size
-        if local % self.micro or self.batch_size % world_size:
+        if self.local % self.micro or self.batch_size % self.world_size:
             raise ShardError(
-                f"train.batch_size is {self.batch_size}; it must divide by {world_size} processes "
-                f"and their share by train.micro_batch_size ({self.micro}). "
-                f"Use {max(1, local // self.micro) * self.micro * world_size}."
+                f"train.batch_size is {self.batch_size}; it must divide by {self.world_size} "
+                f"processes and their share by train.micro_batch_size ({self.micro}). "
+                f"Use {max(1, self.micros) * self.micro * self.world_size}."
             )

@@ -126,24 +126,22 @@ def make_data_loader(
     items: Iterable[Item] | None,
     *,
     work: Work,
-    n_images: int,
-    sides: tuple[int, int],
+    size: tuple[int, int, int],
 ) -> DataLoader[Any]:
     """Returns torch's loader over items that are whole micro-batches.
 
     Args:
         items: what workers are asked for, again and again; they put pixels into `dataset.slabs`.
             None: the data set iterates by itself, and its workers end with an iteration.
-        n_images: of one item, at most.
-        sides: height and width of the images.
+        size: images of an item, at most, and their height and width.
     Raises: ShardError: too little shared memory for one item per worker.
     """
     tell_decoder()
     how: dict[str, Any] = {}
     if work.workers:
-        ahead = _prefetch(work.workers, 3 * n_images * math.prod(sides))
+        ahead = _prefetch(work.workers, 3 * math.prod(size))
         if items is not None and work.start_method == "fork":
-            slabs = Slabs(work.workers * ahead + _IN_USE, n_images, sides)
+            slabs = Slabs(work.workers * ahead + _IN_USE, size[0], size[1:])
             dataset.slabs = slabs  # type: ignore[attr-defined]
             items = _Lending(items, slabs)
         how = {

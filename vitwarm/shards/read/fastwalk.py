@@ -8,6 +8,7 @@ fault included, it gives up, and `walk` reads that shard again and says what is 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,16 +38,13 @@ class PlainMembers(NamedTuple):
 
 def scan_plain(path: Path) -> PlainMembers | None:
     """Lists the regular files of a tar; None: it holds what only `walk.scan_tar` can judge."""
-    try:
+    with suppress(OSError):
         descriptor = open_file(path)
-    except OSError:
-        return None
-    try:
-        return _scan(descriptor, os.fstat(descriptor).st_size)
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
+        try:
+            return _scan(descriptor, os.fstat(descriptor).st_size)
+        finally:
+            os.close(descriptor)
+    return None
 
 
 def _scan(descriptor: int, size: int) -> PlainMembers | None:

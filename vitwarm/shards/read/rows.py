@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -109,7 +109,7 @@ def read_shard(path: Path, labels: Labels | None = None, *, fast: bool | None = 
         labels=_read_labels(path, table, images if labelled is None else labelled, labels),
         offsets=table.offsets[images],
         sizes=table.sizes[images],
-        key_hashes=np.array([hash_key(key) for key in keys], np.uint64),
+        key_hashes=hash_keys(keys),
         n_ignored=len(table.kinds) - sum(n_of[ending.encode()] for ending in set(read)),
         n_pickles=sum(n for end, n in n_of.items() if end.rpartition(b".")[2] in PICKLE_ENDINGS),
         n_skipped=table.n_skipped,
@@ -121,6 +121,11 @@ def read_shard(path: Path, labels: Labels | None = None, *, fast: bool | None = 
 def hash_key(key: bytes) -> int:
     """Returns 64 bits that depend on a key alone; orders and fractions are made of them."""
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+
+
+def hash_keys(keys: Iterable[bytes]) -> np.ndarray:
+    """Returns the `hash_key` of each key; uint64 [n]."""
+    return np.array([hash_key(key) for key in keys], np.uint64)
 
 
 def split_name(name: bytes) -> tuple[bytes, bytes]:

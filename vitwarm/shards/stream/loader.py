@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,27 +41,43 @@ _CURL = {
 
 
 @dataclass(eq=False)
-class _Stream(IterableDataset[Any]):
-    """Micro-batches of one worker: its own shards out of the one sequence of all epochs."""
+class Stream(IterableDataset[Any]):
+    """Micro-batches of one worker: its own shards out of the one sequence of all epochs.
+
+    Of a stream that trains, see WARNING; for validation these are whole shards, each once.
+    """
 
     index: StreamIndex
+    share: Share
     crop: TrainCrop | EvalCrop
     seed: int
-    share: Share
-    workers: int
-    first_image: int = 0
+    work: Work
+    start_step: int = 0
     """Where an iteration begins."""
     told: bool = False
     """What a Mac added was said."""
+
+    def loader(self) -> DataLoader[Any]:
+        """Returns what ships one process's share."""
+        if self.share.rank == 0 and self.trains:
+            log.warning(WARNING, self.index.urls[0])
+        return make_data_loader(
+            self, None, work=self.work, size=(self.share.micro, *self.crop.sides)
+        )
 
     @property
     def trains(self) -> bool:
         """Whether shards come for ever and in random order."""
         return isinstance(self.crop, TrainCrop)
 
+    @property
+    def first_image(self) -> int:
+        """Where an iteration begins, in images of all processes."""
+        return self.start_step * self.share.batch_size
+
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
-        worker = self.share.rank * self.workers + (info.id if info else 0)
+        worker = self.share.rank * max(1, self.work.workers) + (info.id if info else 0)
         stages: list[Any] = [lambda: self._shards(worker), self._samples]
         if self.trains:
             rng = random.Random(seed_of(self.seed, "stream", worker, self.first_image))
@@ -71,32 +87,31 @@ class _Stream(IterableDataset[Any]):
         except VitwarmError as error:
             yield Failure(type(error), str(error))
 
-    def _shards(self, worker: int) -> Iterator[dict[str, Any]]:
-        """Every `all workers`-th shard of the sequence, from where the first image lies."""
+    def _shards(self, worker: int) -> Iterator[tuple[int, int]]:
+        """Every `all workers`-th shard of the sequence from the first image on, and its epoch."""
         urls = self.index.urls
-        n_workers = self.share.world_size * self.workers
+        n_workers = self.share.world_size * max(1, self.work.workers)
         if not self.trains:
-            for shard in range(worker, len(urls), n_workers):
-                yield {"shard": shard, "epoch": 0}
+            yield from ((shard, 0) for shard in range(worker, len(urls), n_workers))
             return
         place = self.first_image * len(urls) // self.index.n_images + worker
         while True:
             epoch, item = divmod(place, len(urls))
             key = hash_bits(self.seed, "stream", "shards", epoch)
             turn = np.argsort(mix_u64(np.arange(len(urls)), key))
-            yield {"shard": int(turn[item]), "epoch": epoch}
+            yield int(turn[item]), epoch
             place += n_workers
 
-    def _samples(self, shards: Iterator[dict[str, Any]]) -> Iterator[Raw]:
+    def _samples(self, shards: Iterator[tuple[int, int]]) -> Iterator[Raw]:
         index, broken = self.index, 0
-        for shard in shards:
-            url, stated, n = index.urls[shard["shard"]], index.lengths[shard["shard"]], 0
+        for shard, epoch in shards:
+            url, stated, n = index.urls[shard], index.lengths[shard], 0
             try:
                 with wds.gopen(url) as stream:
                     tar = TarStream(stream, url, index.how, index.known_classes)
                     for sample in tar:
                         n += 1
-                        yield sample._replace(epoch=shard["epoch"])
+                        yield sample._replace(epoch=epoch)
                 if tar.n_skipped and not self.told:
                     self.told = True
                     log.warning(
@@ -162,24 +177,6 @@ class _Stream(IterableDataset[Any]):
             if reduction > 1 and pixels.shape[0] < image.height:
                 box[:, :4] //= reduction
             return cut_out(pixels, box[0].tolist(), crop.sides, interpolation=crop.interpolation)
-
-
-def stream_loader(
-    index: StreamIndex, share: Share, *, crop: TrainCrop | EvalCrop, seed: int, work: Work
-) -> Callable[[int], DataLoader[Any]]:
-    """Returns what starts at a step with one process's share of a stream: see WARNING.
-
-    For validation these are whole shards, each once.
-    """
-    if share.rank == 0 and isinstance(crop, TrainCrop):
-        log.warning(WARNING, index.urls[0])
-    stream = _Stream(index, crop, seed, share, max(1, work.workers))
-
-    def begin(step: int) -> DataLoader[Any]:
-        stream.first_image = step * share.batch_size
-        return make_data_loader(stream, None, work=work, n_images=share.micro, sides=crop.sides)
-
-    return begin
 
 
 def _reason(url: str, error: BaseException) -> str:
