@@ -22,17 +22,25 @@ SCALE_MARGIN = 1.5
 ATTEMPTS = 10
 
 
+#: Of the draws that one crop can need: a flip, two of `pad`, four per attempt of `rrc`.
+_DRAW_KEYS = np.array([[hash_bits(k, "draw")] for k in range(3 + 4 * ATTEMPTS)], np.uint64)
+
 #: Pixels of an image: of both sides, or height and width.
 Size = int | tuple[int, int]
 
 
-def sides_of(size: Size) -> tuple[int, int]:
-    """Returns height and width."""
-    return (size, size) if isinstance(size, int) else size
+@dataclass(frozen=True)
+class _Crop:
+    size: Size
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of what comes out."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
 @dataclass(frozen=True)
-class TrainCrop:
+class TrainCrop(_Crop):
     """A random crop, resized, and a random flip.
 
     `rrc`: torchvision's RandomResizedCrop (Szegedy 2014). `pad`: a box of the image's own size out
@@ -42,17 +50,11 @@ class TrainCrop:
     seven pixels from where torchvision has them.
     """
 
-    size: Size
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (0.75, 4 / 3)
     hflip: float = 0.5
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mode: Literal["rrc", "pad"] = "rrc"
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Height and width of what comes out."""
-        return sides_of(self.size)
 
     def box(
         self, seed: int, epoch: int, row: int, height: int, width: int
@@ -76,7 +78,8 @@ class TrainCrop:
         key = hash_bits(seed, "crop")
         base = mix_u64(np.asarray(rows), key) ^ mix_u64(np.asarray(epochs), key ^ 1)
         out = np.empty((n, 5), np.float32)
-        draw = _uniform(base)
+        bits = mix_u64(base, _DRAW_KEYS)  # all draws of each stream, uniform in [0, 1): [draws, b]
+        draw = (bits >> np.uint64(11)).astype(np.float64) / 2.0**53
         out[:, 4] = draw[0] < self.hflip
         if self.mode == "pad":
             pad_h, pad_w = np.round(heights / 8), np.round(widths / 8)
@@ -102,11 +105,7 @@ class TrainCrop:
         return out
 
     def reduction(self, boxes: np.ndarray) -> np.ndarray:
-        """Returns by what each crop may be shrunk while decoding: 1, 2, 4 or 8; int64 [b].
-
-        Args:
-            boxes: [b, 5], as `boxes` returns them.
-        """
+        """Returns by what each of `boxes` may be shrunk while decoding: 1, 2, 4 or 8; int64 [b]."""
         if self.mode == "pad":
             return np.ones(len(boxes), np.int64)
         least = [math.ceil(SCALE_MARGIN * side) for side in self.sides]
@@ -123,20 +122,14 @@ class TrainCrop:
 
 
 @dataclass(frozen=True)
-class EvalCrop:
+class EvalCrop(_Crop):
     """The image scaled until it covers sides of size / crop_pct pixels, then the centre of it.
 
     For a square torchvision's Resize and CenterCrop, otherwise timm's ResizeKeepRatio before it.
     """
 
-    size: Size
     crop_pct: float = 0.875
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Height and width of what comes out."""
-        return sides_of(self.size)
 
     def scaled(self, height: int, width: int) -> tuple[int, int]:
         """Returns height and width that an image is resized to before the centre is cut out."""
@@ -151,16 +144,6 @@ class EvalCrop:
         """Returns top and left of the centre of an image of this size."""
         down, across = self.sides
         return round((height - down) / 2), round((width - across) / 2)
-
-
-#: Of the draws that one crop can need: a flip, two of `pad`, four per attempt of `rrc`.
-_DRAW_KEYS = np.array([[hash_bits(k, "draw")] for k in range(3 + 4 * ATTEMPTS)], np.uint64)
-
-
-def _uniform(base: np.ndarray) -> np.ndarray:
-    """All draws of each stream, uniform in [0, 1); float64 [draws, b]."""
-    bits = mix_u64(base, _DRAW_KEYS)
-    return (bits >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 def cut_out(

@@ -63,11 +63,7 @@ class ImageReader:
     """
 
     def __init__(self, index: ShardIndex, rows: np.ndarray) -> None:
-        """Takes the index and the images that may stand in for one another.
-
-        Args:
-            rows: int64, ascending.
-        """
+        """Takes the index and the rows that may stand in for one another, int64, ascending."""
         self.index = index
         self.rows = np.asarray(rows, np.int64)
         self.named = 0
@@ -75,10 +71,7 @@ class ImageReader:
         self._owner = -1
 
     def read(self, row: int) -> bytes:
-        """Returns an encoded image.
-
-        Raises: ShardError: the shard is gone, or shorter than its index says.
-        """
+        """Returns an encoded image. Raises: ShardError: its shard is gone, or became shorter."""
         index = self.index
         shard, size = int(index.shard_of[row]), int(index.sizes[row])
         try:
@@ -109,9 +102,7 @@ class ImageReader:
     def first_good(self, row: int, use: Callable[[int], Result]) -> tuple[int, Result]:
         """Applies `use` to a row, or to the next of `rows` for which it works: the same everywhere.
 
-        Args:
-            use: raises UnreadableImage for a row that cannot be used.
-        Returns: the row that it worked for, and what it returned.
+        Returns: the row for which it did not raise UnreadableImage, and what it returned.
         Raises: ShardError: so many rows on end are unreadable that nothing else can be.
         """
         place = int(np.searchsorted(self.rows, row))
@@ -120,7 +111,15 @@ class ImageReader:
             try:
                 return candidate, use(candidate)
             except UnreadableImage as error:
-                self._name(candidate, error)
+                self.named += 1
+                if self.named <= _NAMED:
+                    log.warning(
+                        "%s: image %r does not decode (%s); a neighbour replaces it.%s",
+                        self.index.paths[int(self.index.shard_of[candidate])],
+                        self.index.keys[candidate],
+                        error,
+                        " Further ones are not listed." if self.named == _NAMED else "",
+                    )
         shard = self.index.paths[int(self.index.shard_of[row])]
         raise ShardError(
             f"{shard}: image {self.index.keys[row]!r} and those after it do "
@@ -134,19 +133,6 @@ class ImageReader:
     def pixels(self, row: int) -> np.ndarray:
         """Returns a decoded image, uint8 [H, W, 3]. Raises: UnreadableImage, ShardError."""
         return decode(self.header(row))
-
-    def _name(self, row: int, error: UnreadableImage) -> None:
-        self.named += 1
-        if self.named <= _NAMED:
-            shard = self.index.paths[int(self.index.shard_of[row])]
-            last = " Further ones are not listed." if self.named == _NAMED else ""
-            log.warning(
-                "%s: image %r does not decode (%s); a neighbour replaces it.%s",
-                shard,
-                self.index.keys[row],
-                error,
-                last,
-            )
 
     def _open(self, shard: int) -> int:
         if self._owner != os.getpid():  # a child does not share its parent's bookkeeping

@@ -192,10 +192,7 @@ class Slabs:
     """
 
     def __init__(self, n: int, n_images: int, sides: tuple[int, int]) -> None:
-        """Takes `n` slabs of `n_images` images; a page is there once it is written to.
-
-        The memory has no name: processes that are forked from here share it, others do not.
-        """
+        """Takes `n` slabs of `n_images` images; processes that are forked from here share them."""
         self._number = next(_NUMBERS)
         _ALL[self._number] = self
         memory = mmap.mmap(-1, n * n_images * 3 * math.prod(sides))
@@ -268,10 +265,7 @@ _NUMBERS = itertools.count()
 
 
 def _stop_workers(iterator: Callable[[], Any]) -> None:
-    """Ends workers that are still there when the main process exits.
-
-    multiprocessing would send them a SIGTERM each, which they pass over, and then wait for ever.
-    """
+    """At exit multiprocessing would send workers a SIGTERM, which they pass over, and wait on."""
     alive = iterator()
     if alive is not None:
         alive._shutdown_workers()
@@ -283,10 +277,7 @@ def _any_number() -> warnings.catch_warnings[None]:
 
 
 def _prefetch(workers: int, batch_bytes: int) -> int:
-    """Returns how many micro-batches each worker makes ahead.
-
-    Raises: ShardError: too little shared memory for one per worker.
-    """
+    """Returns how many micro-batches each worker makes ahead: one at least has to fit."""
     ahead = max(2, min(_PREFETCH, _AHEAD_BYTES // max(1, workers * batch_bytes)))
     try:
         free = os.statvfs(_SHM)

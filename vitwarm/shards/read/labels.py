@@ -83,10 +83,13 @@ class Labels:
             return ("json",) if self.field else ("cls", "json")
         return ("txt" if self.come_from == "text" else self.come_from,)
 
-    def wanted(self, key: str) -> str:
-        """Returns the member that a label is looked for in, for messages."""
+    def missing(self, key: str) -> str:
+        """Returns the sentence about an image that has no label where it is looked for."""
         field = f" with a field {self.field!r}" if self.field else ""
-        return f"{key}.{self.endings[0]}{field}"
+        return (
+            f"image {key!r} has no label; there is no {key}.{self.endings[0]}{field} right beside "
+            f"it. Label it. {ELSEWHERE}"
+        )
 
     @property
     def digest(self) -> list[str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,8 +14,10 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from vitwarm.errors import ShardError
-from vitwarm.shards.read.labels import ELSEWHERE, LABEL_ENDINGS, Labels, NoLabel
+from vitwarm.shards.read.labels import LABEL_ENDINGS, Labels, NoLabel
 from vitwarm.shards.read.walk import MAX_CONTENT_BYTES, read_at, scan_tar
+
+log = logging.getLogger("vitwarm")
 
 #: The allow-list. What ends otherwise is not read at all; order: which image of a key counts.
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
@@ -95,11 +98,7 @@ def read_shard(path: Path, labels: Labels | None = None, *, fast: bool | None = 
     images = every[kept]
     keys = [table.keys[k] for k in images.tolist()]
     if labelled is not None and len(labelled) and labelled.min() < 0:
-        key = os.fsdecode(keys[labelled.argmin()])
-        raise ShardError(
-            f"{path}: image {key!r} has no label; there is no {labels.wanted(key)} right beside "
-            f"it. Label it. {ELSEWHERE}"
-        )
+        raise ShardError(f"{path}: {labels.missing(os.fsdecode(keys[labelled.argmin()]))}")
     _check_sizes(path, keys, table.sizes[images])
     _check_twins(path, keys)
     n_of = Counter(table.kinds)
@@ -129,10 +128,7 @@ def hash_keys(keys: Iterable[bytes]) -> np.ndarray:
 
 
 def split_name(name: bytes) -> tuple[bytes, bytes]:
-    """Splits a member's name at the first dot of its last part, as webdataset does.
-
-    Returns: (key with its folders, ending in lower case); the ending is empty without a dot.
-    """
+    """Splits a name as webdataset does: (key with its folders, ending in lower case or empty)."""
     folder, slash, base = name.removeprefix(b"./").rpartition(b"/")
     stem, _, ending = base.partition(b".")
     return folder + slash + stem, ending.lower()
@@ -142,6 +138,16 @@ def is_litter(name: bytes) -> bool:
     """Whether a Mac put a member into a tar that nobody asked it to."""
     parts = name.split(b"/")
     return parts[-1].startswith(b"._") or parts[-1] == b".DS_Store" or b"__MACOSX" in parts
+
+
+def tell_litter(tar: Path | str, n: int, *, also: str = "") -> None:
+    """Logs how many such members a tar holds."""
+    log.warning(
+        "%s holds %d member(s) added by macOS (._NAME, .DS_Store, __MACOSX/). They are skipped%s.",
+        tar,
+        n,
+        also,
+    )
 
 
 def _read_table(path: Path, labels: Labels, fast: bool | None) -> _Table:

@@ -87,10 +87,7 @@ class Keys(Sequence[str]):
 
 
 def scan_shards(source: Source, labels: Labels, *, cache: str | Path | None) -> IndexFile:
-    """Returns the cached index, with what changed scanned anew.
-
-    Args, Raises: as `ShardIndex.open`.
-    """
+    """Returns the cached index, with what changed scanned anew. Raises: as `ShardIndex.open`."""
     index = _load_or_scan(source, labels, _homes(source, cache, labels))
     for miscount in source.miscounts(dict(zip(source.paths, index.lengths, strict=True))):
         raise ShardError(miscount)
@@ -152,14 +149,12 @@ def _digest(what: Any) -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
-def _fingerprint(path: Path, folder: Path) -> Fingerprint:
-    stat = path.stat()
-    return os.path.relpath(path, folder), stat.st_size, stat.st_mtime_ns
-
-
 def _load_or_scan(source: Source, labels: Labels, homes: Sequence[Path]) -> IndexFile:
     folder = source.paths[0].parent
-    prints = [_fingerprint(path, folder) for path in source.paths]
+    prints: list[Fingerprint] = []
+    for path in source.paths:
+        stat = path.stat()
+        prints.append((os.path.relpath(path, folder), stat.st_size, stat.st_mtime_ns))
     cached = [found for found in map(load_index, homes) if found]
     for found in cached:
         if found.fingerprints == prints:

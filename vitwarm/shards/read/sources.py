@@ -78,11 +78,7 @@ class Source:
     """Images, where the source says so itself: PATTERN|COUNT."""
 
     def miscounts(self, counts: Mapping[Path, int]) -> Iterator[str]:
-        """Says where the number of images is another than stated.
-
-        Args:
-            counts: images of each tar that could be read.
-        """
+        """Says where the images of each tar that could be read are more or fewer than stated."""
         for path, n in counts.items():
             stated = self.info.lengths.get(str(path), n)
             if stated != n:

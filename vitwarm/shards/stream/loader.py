@@ -19,6 +19,7 @@ from vitwarm.shards.choose.order import Share
 from vitwarm.shards.load.crops import EvalCrop, TrainCrop, centre, cut_out
 from vitwarm.shards.load.decode import UnreadableImage, decode, quiet, read_header
 from vitwarm.shards.load.workers import Failure, Shipped, Work, empty_images, make_data_loader
+from vitwarm.shards.read.rows import tell_litter
 from vitwarm.shards.stream.index import WARNING, StreamIndex
 from vitwarm.shards.stream.tar import BROKEN, Raw, TarStream
 
@@ -114,12 +115,7 @@ class Stream(IterableDataset[Any]):
                         yield sample._replace(epoch=epoch)
                 if tar.n_skipped and not self.told:
                     self.told = True
-                    log.warning(
-                        "%s holds %d member(s) added by macOS (._NAME, .DS_Store, __MACOSX/). They "
-                        "are skipped, here and in other shards.",
-                        url,
-                        tar.n_skipped,
-                    )
+                    tell_litter(url, tar.n_skipped, also=", here and in other shards")
                 if n != (stated or n or 1):
                     raise EOFError(
                         f"it holds {n:,} labelled images, but the info file says {stated:,}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vitwarm.errors import ShardError
-from vitwarm.shards.read.labels import ELSEWHERE, LABEL_ENDINGS, Labels, NoLabel
+from vitwarm.shards.read.labels import LABEL_ENDINGS, Labels, NoLabel
 from vitwarm.shards.read.rows import (
     IMAGE_ENDINGS,
     MAX_MEMBER_BYTES,
@@ -115,10 +115,7 @@ class TarStream:
         name = f"{self.url}: image {text!r}"
         ending = next((ending for ending in self.how.endings if ending in parts), "")
         if self.how.endings and not ending:
-            raise ShardError(
-                f"{name} has no label; there is no {self.how.wanted(text)} right beside it. Label "
-                f"it. {ELSEWHERE}"
-            )
+            raise ShardError(f"{self.url}: {self.how.missing(text)}")
         try:
             label = self.how.read(ending, parts[ending]) if ending else self.how.of_folder(key)
         except NoLabel as error:

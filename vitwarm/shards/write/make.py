@@ -16,7 +16,7 @@ import numpy as np
 from vitwarm.errors import ShardError, nearest
 from vitwarm.seeding import hash_bits, shuffled
 from vitwarm.shards.choose.fraction import fraction_order
-from vitwarm.shards.read.rows import IMAGE_ENDINGS, hash_keys, is_litter
+from vitwarm.shards.read.rows import IMAGE_ENDINGS, hash_keys, is_litter, tell_litter
 from vitwarm.shards.read.walk import read_at
 from vitwarm.shards.write.writer import IMAGES_PER_SHARD, Sample, check_empty, write_set
 
@@ -223,12 +223,7 @@ def _of_tar(path: Path) -> list[ImageFile]:
     except (tarfile.TarError, OSError) as error:
         raise ShardError(f"{path} is not a readable tar ({error}). Fetch it again.") from error
     if litter:
-        log.warning(
-            "%s holds %d member(s) added by macOS (._NAME, .DS_Store, __MACOSX/). They are "
-            "skipped.",
-            path,
-            len(litter),
-        )
+        tell_litter(path, len(litter))
     return found
 
 
