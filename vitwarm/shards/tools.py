@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the subcommands of `vitwarm shards`."""
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    make = commands.add_parser("make", help="write shards from an image folder")
-    add_make_arguments(make)
+    _add_make(commands.add_parser("make", help="write shards from an image folder"))
     info = commands.add_parser("info", help="counts, classes, sizes")
     check = commands.add_parser("check", help="find everything that is wrong with shards")
     check.add_argument("--no-decode", action="store_true", help="headers and labels only")
@@ -88,8 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     voc.add_argument("--images-per-shard", type=int, default=1250)
 
 
-def add_make_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `vitwarm shards make`, which scripts/make_shards.py has too."""
+def _add_make(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths",
         nargs="+",
@@ -120,7 +118,7 @@ def _share(text: str) -> float:
 @terminable()
 def run(args: argparse.Namespace) -> int:
     """Runs one subcommand. Returns 0; 1 where a check found problems."""
-    makes = {"make": run_make, "fractals": _run_fractals, "voc": _run_voc}
+    makes = {"make": _run_make, "fractals": _run_fractals, "voc": _run_voc}
     if args.command in makes:
         return makes[args.command](args)
     if is_streamed(args.source):
@@ -145,8 +143,7 @@ def _labels(args: argparse.Namespace) -> LabelOptions:
     return {"label_key": args.label_key, "label_from": args.label_from, "classes": args.class_names}
 
 
-def run_make(args: argparse.Namespace) -> int:
-    """Writes shards from an image folder, or from the digits. Raises: ShardError."""
+def _run_make(args: argparse.Namespace) -> int:
     *sources, out = args.paths
     if args.digits:
         if sources:

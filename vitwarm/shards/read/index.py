@@ -17,7 +17,7 @@ import numpy as np
 
 from vitwarm.errors import ShardError
 from vitwarm.shards.read.labels import LabelOptions, Labels, differ
-from vitwarm.shards.read.scan import Keys, file_state, load_index, scan_shards
+from vitwarm.shards.read.scan import IndexFile, Keys, file_state, load_index, scan_shards
 from vitwarm.shards.read.sources import find_shards
 
 
@@ -42,22 +42,12 @@ class ShardIndex:
     #: Sources that cannot be read at random places have an index of another kind (stream/index.py).
     streaming = False
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        columns: dict[str, np.ndarray],
-        how: Labels,
-        *,
-        file: Path | None,
-    ) -> None:
-        """Takes the columns of a scan or of a cached index, which another process maps again.
-
-        Raises: ShardError: a label that is not below the number of classes.
-        """
+    def __init__(self, paths: Sequence[Path], index: IndexFile, how: Labels) -> None:
+        """Takes what a scan found. Raises: ShardError: a label not below the number of classes."""
         self.paths = list(paths)
-        self._take(columns)
-        self.file = file
-        self._file_state = file_state(file)
+        self._take(index.columns)
+        self.file = index.path
+        self._file_state = file_state(index.path)
         n_classes, largest = how.n_classes, self.largest_label
         if n_classes is not None and largest >= n_classes:
             row = int(self.labels.argmax())
@@ -153,9 +143,7 @@ class ShardIndex:
         """
         found = find_shards(str(source))
         labels = found.info.labels([str(path) for path in found.paths], **how)
-        index = scan_shards(found, labels, cache=cache)
-        file = None if index.path == Path() else index.path
-        return cls(found.paths, index.columns, labels, file=file)
+        return cls(found.paths, scan_shards(found, labels, cache=cache), labels)
 
 
 def check_classes(train: ShardIndex, val: ShardIndex) -> None:

@@ -44,10 +44,10 @@ Fingerprint = tuple[str, int, int]
 
 
 class IndexFile(NamedTuple):
-    """A cached index as it lies on the disk."""
+    """The columns of an index, as they lie on the disk if they are cached."""
 
-    path: Path
-    """Empty: it is not kept."""
+    path: Path | None
+    """None: it is not kept."""
     columns: dict[str, np.ndarray]
     fingerprints: list[Fingerprint]
     lengths: list[int]
@@ -169,7 +169,7 @@ def _load_or_scan(source: Source, labels: Labels, homes: Sequence[Path]) -> Inde
             f"{source.text}: the {len(parts)} tar(s) there hold no labelled images (KEY.jpg beside "
             f"KEY.cls, or as data.label_from says).{dotted} `vitwarm shards make` makes some."
         )
-    scanned = IndexFile(Path(), _join(parts), prints, [len(part.keys) for part in parts])
+    scanned = IndexFile(None, _join(parts), prints, [len(part.keys) for part in parts])
     _check_twins(scanned.columns, source.paths)
     return _save(scanned, homes) or scanned
 
