@@ -56,10 +56,8 @@ def choose_rows(index: ShardIndex, rows: np.ndarray) -> Subset:
 
 
 def find_labels(index: ShardIndex, text: str) -> list[int]:
-    """Returns the labels that `--classes` names, ascending.
+    """Returns the labels that `--classes` names, ascending: with commas between, or a file's lines.
 
-    Args:
-        text: names or numbers with commas between, or a file with one a line.
     Raises: ShardError: a class that is not there, or is named again.
     """
     try:

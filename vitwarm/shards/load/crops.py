@@ -21,7 +21,6 @@ SCALE_MARGIN = 1.5
 #: Draws of a random crop before it falls back to a centred one (torchvision's number).
 ATTEMPTS = 10
 
-
 #: Of the draws that one crop can need: a flip, two of `pad`, four per attempt of `rrc`.
 _DRAW_KEYS = np.array([[hash_bits(k, "draw")] for k in range(3 + 4 * ATTEMPTS)], np.uint64)
 

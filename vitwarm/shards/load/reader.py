@@ -241,10 +241,9 @@ class Batches(Dataset[Shipped | Failure]):
 
 
 class Decoded(NamedTuple):
-    """Decoded images of some rows, all of one size."""
+    """Decoded images of n rows, all of one size: uint8 [n, 3, H, W]."""
 
     images: Tensor
-    """uint8 [n, 3, H, W]."""
     unreadable: np.ndarray
     """int64, rows that did not decode and hold a neighbour instead."""
     labels: np.ndarray

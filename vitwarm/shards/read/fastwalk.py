@@ -26,16 +26,16 @@ _MORE, _END, _GIVE_UP = 0, 1, 2
 
 
 class PlainMembers(NamedTuple):
-    """The m regular files of a tar, column by column."""
+    """The m regular files of a tar, column by column.
+
+    Names are bytes S100 [m], offsets of their content and sizes int64 [m], `inline` is bytes S16
+    [m]: the content of members up to INLINE_BYTES, else empty.
+    """
 
     names: np.ndarray
-    """bytes S100 [m]."""
     offsets: np.ndarray
-    """int64 [m], where the content starts."""
     sizes: np.ndarray
-    """int64 [m]."""
     inline: np.ndarray
-    """bytes S16 [m], the content of members up to INLINE_BYTES, else empty."""
 
 
 def scan_plain(path: Path) -> PlainMembers | None:

@@ -99,7 +99,12 @@ def read_shard(path: Path, labels: Labels | None = None, *, fast: bool | None = 
     keys = [table.keys[k] for k in images.tolist()]
     if labelled is not None and len(labelled) and labelled.min() < 0:
         raise ShardError(f"{path}: {labels.missing(os.fsdecode(keys[labelled.argmin()]))}")
-    _check_sizes(path, keys, table.sizes[images])
+    sizes = table.sizes[images]
+    for k in np.flatnonzero(sizes > MAX_MEMBER_BYTES):
+        raise ShardError(
+            f"{path}: image {os.fsdecode(keys[k])!r} has {sizes[k]:,} bytes; "
+            f"at most {MAX_MEMBER_BYTES:,} are read. Take it out of the shard."
+        )
     _check_twins(path, keys)
     n_of = Counter(table.kinds)
     read = [*IMAGE_ENDINGS, *LABEL_ENDINGS[:2], *labels.endings]  # a KEY.txt only as the label
@@ -107,7 +112,7 @@ def read_shard(path: Path, labels: Labels | None = None, *, fast: bool | None = 
         keys=keys,
         labels=_read_labels(path, table, images if labelled is None else labelled, labels),
         offsets=table.offsets[images],
-        sizes=table.sizes[images],
+        sizes=sizes,
         key_hashes=hash_keys(keys),
         n_ignored=len(table.kinds) - sum(n_of[ending.encode()] for ending in set(read)),
         n_pickles=sum(n for end, n in n_of.items() if end.rpartition(b".")[2] in PICKLE_ENDINGS),
@@ -223,14 +228,6 @@ def _first_of(groups: np.ndarray, endings: np.ndarray, codes: Sequence[int], n: 
         rows = np.flatnonzero(endings == code)
         found[groups[rows]] = rows
     return found
-
-
-def _check_sizes(path: Path, keys: list[bytes], sizes: np.ndarray) -> None:
-    for k in np.flatnonzero(sizes > MAX_MEMBER_BYTES):
-        raise ShardError(
-            f"{path}: image {os.fsdecode(keys[k])!r} has {sizes[k]:,} bytes; "
-            f"at most {MAX_MEMBER_BYTES:,} are read. Take it out of the shard."
-        )
 
 
 def _check_twins(path: Path, keys: list[bytes]) -> None:

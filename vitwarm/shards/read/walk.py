@@ -34,15 +34,13 @@ _REFUSED = {
 
 
 class Member(NamedTuple):
-    """One regular file in a tar."""
+    """One regular file in a tar: its content has `size` bytes from `offset` on."""
 
     name: str
     offset: int
-    """Where its content starts, bytes from the start of the tar."""
     size: int
-    """Bytes of content."""
     content: bytes | None
-    """The content, where `wanted` asked for it."""
+    """Where `wanted` asked for it."""
 
 
 class Scan(NamedTuple):

@@ -54,9 +54,7 @@ class TarStream:
     """
 
     stream: Any
-    """What an opener returns."""
     url: str
-    """For messages."""
     how: Labels
     n_classes: int | None
     """Labels from so many on are refused; None: any label goes."""

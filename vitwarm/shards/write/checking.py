@@ -161,10 +161,8 @@ def _check_labels(stated: int | None, parts: Parts, findings: Findings) -> None:
     sizes = np.bincount(labels, minlength=findings.n_classes)
     empty = np.flatnonzero(sizes[: findings.n_classes] == 0)
     if len(empty):
-        findings.notes.append(
-            f"{len(empty):,} of {findings.n_classes:,} classes have no image (class {empty[0]} "
-            "first)."
-        )
+        of = f"{len(empty):,} of {findings.n_classes:,} classes"
+        findings.notes.append(f"{of} have no image (class {empty[0]} first).")
     _check_wnids(parts, findings)
     together = [rows.labels[1:] == rows.labels[:-1] for _, rows in parts]
     chance = float(((sizes / len(labels)) ** 2).sum())
