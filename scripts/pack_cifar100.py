@@ -22,7 +22,7 @@ import numpy as np
 from vitwarm.errors import VitwarmError
 from vitwarm.shards import ShardIndex, Subset, choose_fraction, open_shards
 from vitwarm.shards.choose.fraction import choose_all
-from vitwarm.shards.write.materialise import materialise
+from vitwarm.shards.write.writer import materialise
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,8 +18,7 @@ from vitwarm.shards import (
     decode_all,
     make_train_loader,
 )
-from vitwarm.shards.load.crops import Size
-from vitwarm.shards.load.cutting import centre, cut_out
+from vitwarm.shards.load.crops import Size, centre, cut_out
 from vitwarm.training.feed import LoaderFeed, ResidentFeed
 from vitwarm.training.module import TrainBatch
 from vitwarm.training.resident import ResidentImages, resample, resize_and_crop

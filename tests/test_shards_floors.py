@@ -8,7 +8,7 @@ from pathlib import Path
 ROOM = Path(__file__).parent.parent / "vitwarm" / "shards"
 
 #: From the ground up: a floor imports only from those before it.
-FLOORS = ["bars", "read", "choose", "load", "stream", "write", "opening", "tools"]
+FLOORS = ["bars", "read", "choose", "load", "stream", "write", "loaders", "tools"]
 
 
 def imports(path: Path) -> set[str]:

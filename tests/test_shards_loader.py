@@ -32,8 +32,8 @@ from vitwarm.shards import (
     make_val_loader,
 )
 from vitwarm.shards.load import workers as worker_module
-from vitwarm.shards.load.batch import Shipped, unpack
-from vitwarm.shards.load.slabs import Slabs
+from vitwarm.shards.load.workers import Shipped, Slabs
+from vitwarm.shards.loaders import unpack
 from vitwarm.shards.read.fastwalk import scan_plain
 from vitwarm.shards.read.rows import read_shard
 from vitwarm.shards.write.checking import check_shards

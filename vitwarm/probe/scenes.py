@@ -22,9 +22,8 @@ from scipy import ndimage  # type: ignore[import-untyped]
 from vitwarm.errors import ShardError
 from vitwarm.probe.images import ProbeImages
 from vitwarm.shards.load.reader import ImageReader
-from vitwarm.shards.read.places import read_at
 from vitwarm.shards.read.rows import split_name
-from vitwarm.shards.read.walk import Member, scan_tar
+from vitwarm.shards.read.walk import Member, read_at, scan_tar
 
 IGNORED = 255
 _FORM = 'Write "boxes": [[x0, y0, x1, y1], ...] in pixels, x1 and y1 one beyond the last.'

@@ -1,7 +1,7 @@
 """Images in webdataset tars, exactly once.
 
 `read`: from a source to an index. `choose`: fractions and the order. `load`: batches of pixels.
-`stream`: the same where nothing can be read at random places; `opening` decides between the two.
+`stream`: the same where nothing can be read at random places; `loaders` decides between the two.
 `write`: making, copying and checking shards. `tools`: the command.
 
 Names load their module when they are first used: looking at an index needs no torch.
@@ -15,15 +15,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitwarm.shards.choose.fraction import Subset, choose_fraction, choose_list
     from vitwarm.shards.choose.order import Order
-    from vitwarm.shards.load.batch import EvalLoader, ImageBatch, TrainLoader
     from vitwarm.shards.load.crops import EvalCrop, TrainCrop
     from vitwarm.shards.load.reader import Decoded, decode_all, first_size
-    from vitwarm.shards.opening import make_train_loader, make_val_loader, open_shards
+    from vitwarm.shards.loaders import (
+        EvalLoader,
+        ImageBatch,
+        TrainLoader,
+        make_train_loader,
+        make_val_loader,
+    )
     from vitwarm.shards.read.index import ShardIndex, check_classes
+    from vitwarm.shards.stream.index import open_shards
 
 #: Where names are looked for: what needs torch comes last.
 _HOMES = (
-    "read.index", "choose.fraction", "choose.order", "load.crops", "opening", "load.batch",
+    "read.index", "choose.fraction", "choose.order", "stream.index", "load.crops", "loaders",
     "load.reader",
 )  # fmt: skip
 

@@ -19,8 +19,7 @@ class Bar(tqdm):
 def make_bar(what: str, *, total: int, unit: str = "", items: Iterable[Any] | None = None) -> Any:
     """Returns a bar that appears after three seconds, or never where nobody looks.
 
-    Args:
-        items: counted by the bar as it is iterated over; without them it is updated by hand.
+    It counts `items` as it is iterated over; without them it is updated by hand.
     """
     how: dict[str, Any] = {"delay": 3, "leave": False, "disable": not shows_bars()}
     return Bar(items, desc=what, total=total, unit=unit, **how)

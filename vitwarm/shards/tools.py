@@ -34,17 +34,16 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the subcommands of `vitwarm shards`."""
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    make = commands.add_parser("make", help="write shards from an image folder")
-    add_make_arguments(make)
+    _add_make(commands.add_parser("make", help="write shards from an image folder"))
     info = commands.add_parser("info", help="counts, classes, sizes")
     check = commands.add_parser("check", help="find everything that is wrong with shards")
     check.add_argument("--no-decode", action="store_true", help="headers and labels only")
     check.add_argument("--workers", type=int, help="processes that decode; default: all cores")
     part = commands.add_parser("materialise", help="write a fraction as new tars")
-    for one in (info, check):
+    for one in (info, check, part):
         one.add_argument("source", help="a folder of tars, DIR/SPLIT or a pattern")
+    for one in (info, check):
         one.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    part.add_argument("source", help="a folder of tars, DIR/SPLIT or a pattern")
     part.add_argument("out", type=Path, help="folder for the new tars")
     which = part.add_mutually_exclusive_group()
     which.add_argument("--fraction", type=_share, help="of the images: 0.1 or 10%%")
@@ -88,8 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     voc.add_argument("--images-per-shard", type=int, default=1250)
 
 
-def add_make_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `vitwarm shards make`, which scripts/make_shards.py has too."""
+def _add_make(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths",
         nargs="+",
@@ -120,12 +118,9 @@ def _share(text: str) -> float:
 @terminable()
 def run(args: argparse.Namespace) -> int:
     """Runs one subcommand. Returns 0; 1 where a check found problems."""
-    if args.command == "make":
-        return run_make(args)
-    if args.command == "fractals":
-        return _run_fractals(args)
-    if args.command == "voc":
-        return _run_voc(args)
+    makes = {"make": _run_make, "fractals": _run_fractals, "voc": _run_voc}
+    if args.command in makes:
+        return makes[args.command](args)
     if is_streamed(args.source):
         raise ShardError(
             f"{args.source!r} is streamed; `vitwarm shards {args.command}` reads shards on a disk. "
@@ -145,15 +140,10 @@ def _labels(args: argparse.Namespace) -> LabelOptions:
             f"--label-key is {args.label_key!r}, a field of KEY.json, and --label-from is "
             f"{args.label_from!r}. Leave one out."
         )
-    return {
-        "label_key": args.label_key,
-        "label_from": args.label_from,
-        "classes": args.class_names,
-    }
+    return {"label_key": args.label_key, "label_from": args.label_from, "classes": args.class_names}
 
 
-def run_make(args: argparse.Namespace) -> int:
-    """Writes shards from an image folder, or from the digits. Raises: ShardError."""
+def _run_make(args: argparse.Namespace) -> int:
     *sources, out = args.paths
     if args.digits:
         if sources:
@@ -172,16 +162,8 @@ def run_make(args: argparse.Namespace) -> int:
         )
     from vitwarm.shards.write.make import make_shards
 
-    counts = make_shards(
-        sources[0],
-        out,
-        name=args.name,
-        val=args.val,
-        val_labels=args.val_labels,
-        val_share=args.val_share,
-        images_per_shard=args.images_per_shard,
-        seed=args.seed,
-    )
+    named = ("name", "val", "val_labels", "val_share", "images_per_shard", "seed")
+    counts = make_shards(sources[0], out, **{name: getattr(args, name) for name in named})
     _print_counts(counts, out)
     if "validation" not in counts:
         print("no validation images: give --val FOLDER or --val-share 0.1 to have some")
@@ -197,14 +179,8 @@ def _print_counts(counts: dict[str, int], out: Path) -> None:
 def _run_fractals(args: argparse.Namespace) -> int:
     from vitwarm.shards.write.fractals import FractalSet, write_fractals
 
-    what = FractalSet(
-        n_classes=args.classes,
-        per_class=args.per_class,
-        val_per_class=args.val_per_class,
-        size=args.size,
-        points=args.points,
-        seed=args.seed,
-    )
+    of_class = args.per_class, args.val_per_class
+    what = FractalSet(args.classes, *of_class, args.size, args.points, args.seed)
     workers = count_cpus() if args.workers is None else args.workers
     began = time.monotonic()
     counts = write_fractals(args.out, what, workers=workers, images_per_shard=args.images_per_shard)
@@ -217,13 +193,8 @@ def _run_fractals(args: argparse.Namespace) -> int:
 def _run_voc(args: argparse.Namespace) -> int:
     from vitwarm.shards.write.voc import make_voc_shards
 
-    counts = make_voc_shards(
-        args.source,
-        args.out,
-        masked_only=args.masked_only,
-        images_per_shard=args.images_per_shard,
-    )
-    _print_counts(counts, args.out)
+    how = {"masked_only": args.masked_only, "images_per_shard": args.images_per_shard}
+    _print_counts(make_voc_shards(args.source, args.out, **how), args.out)
     return 0
 
 
@@ -274,8 +245,9 @@ def _run_materialise(index: ShardIndex, args: argparse.Namespace) -> int:
         choose_classes,
         choose_fraction,
         choose_list,
+        find_labels,
     )
-    from vitwarm.shards.write.materialise import find_labels, materialise
+    from vitwarm.shards.write.writer import materialise
 
     if args.image_list is None and args.fraction is None and args.classes is None:
         raise ShardError(

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vitwarm.errors import ShardError
+from vitwarm.errors import ShardError, nearest
 from vitwarm.seeding import hash_bits, mix_u64
 from vitwarm.shards.read.index import ShardIndex
+from vitwarm.shards.read.labels import Labels
 from vitwarm.shards.read.rows import split_name
 
 
@@ -54,6 +55,45 @@ def choose_rows(index: ShardIndex, rows: np.ndarray) -> Subset:
     )
 
 
+def find_labels(index: ShardIndex, text: str) -> list[int]:
+    """Returns the labels that `--classes` names, ascending: with commas between, or a file's lines.
+
+    Raises: ShardError: a class that is not there, or is named again.
+    """
+    try:
+        words = Path(text).read_text(encoding="utf-8-sig").splitlines()
+    except OSError:  # no file, or a list too long to be the name of one
+        words = text.split(",")
+    except ValueError as error:
+        raise ShardError(f"--classes is {text!r}, not a text file. Give another.") from error
+    words = [word.strip() for word in words if word.strip() and not word.startswith("#")]
+    names = class_names(index)
+    label_of = {str(label): label for label in range(index.n_classes)}
+    label_of |= Labels(names=tuple(names)).number_of
+    labels: list[int] = []
+    for line in words:
+        word = line if line in label_of else line.split()[0].rstrip(",")
+        if word not in label_of:
+            raise ShardError(
+                f"--classes names {word!r}, which is not a class here.{nearest(word, label_of)} "
+                f"Give names of {index.paths[0].parent / 'classes.txt'}, or labels below "
+                f"{index.n_classes}."
+            )
+        if label_of[word] in labels:
+            raise ShardError(f"--classes names {word!r} twice. Take one of the two out.")
+        labels.append(label_of[word])
+    if not labels:
+        raise ShardError(f"--classes is {text!r}, which names no class.")
+    return sorted(labels)
+
+
+def class_names(index: ShardIndex) -> list[str]:
+    """Returns the names of the classes; their labels where nothing names them."""
+    if len(index.classes) == index.n_classes:
+        return list(index.classes)
+    return [str(label) for label in range(index.n_classes)]
+
+
 def choose_classes(index: ShardIndex, labels: Sequence[int]) -> Subset:
     """Returns all images of some classes. Raises: ShardError: a class without an image."""
     rows = np.flatnonzero(np.isin(np.asarray(index.labels), list(labels)))
@@ -69,8 +109,8 @@ def choose_fraction(
 ) -> Subset:
     """Returns the first round(fraction x n) images of one global order.
 
-    Any prefix of that order is balanced to within one image per class, any two fractions of a seed
-    are nested, and neither the names of the shards nor their order matter.
+    Any prefix of it is balanced to within one image per class, so any two fractions of a seed are
+    nested; neither the names of the shards nor their order matter.
 
     Args:
         fraction: share of the images, in (0, 1].
@@ -113,11 +153,7 @@ def fraction_order(key_hashes: np.ndarray, labels: np.ndarray, *, seed: int) -> 
     """Returns the global order whose prefixes are the fractions, int64 [n].
 
     Each image's place is (its hashed rank within its class + a hashed offset of the class) / size
-    of the class.
-
-    Args:
-        key_hashes: uint64 [n], `rows.hash_key` of each key.
-        labels: int64 [n].
+    of the class. Keys are hashed by `rows.hash_key`, uint64 [n]; labels are int64 [n].
     """
     n, sizes = len(labels), np.bincount(labels)
     hashes = mix_u64(key_hashes, hash_bits(seed, "fraction", "image"))

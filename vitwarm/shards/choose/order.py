@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -34,11 +34,8 @@ class Order:
         mode: Literal["windows", "full"] = "windows",
         window_shards: int = 32,
     ) -> None:
-        """Takes the rows to be ordered.
+        """Takes the rows to be ordered, int64 [n], ascending, and the shards of a window.
 
-        Args:
-            rows: int64 [n], ascending: the images of the fraction.
-            window_shards: shards per window.
         Raises: ShardError: no rows, a window below one shard, or another mode.
         """
         if mode not in ("windows", "full"):
@@ -92,3 +89,39 @@ class Order:
             chosen = epochs == number
             rows[chosen] = self.epoch(int(number))[items[chosen]]
         return epochs, rows
+
+
+class Share(NamedTuple):
+    """One process's part of every step, in micro-batches."""
+
+    batch_size: int
+    """Images per step over all processes and accumulation."""
+    micro: int
+    """Images per micro-batch."""
+    rank: int
+    world_size: int
+
+    @property
+    def local(self) -> int:
+        """Images per step and process."""
+        return self.batch_size // self.world_size
+
+    @property
+    def micros(self) -> int:
+        """Micro-batches per step and process."""
+        return self.local // self.micro
+
+    def positions(self, number: int) -> np.ndarray:
+        """Returns the positions of this process's micro-batch so and so, from step 0 on; int64."""
+        step, part = divmod(number, self.micros)
+        first = step * self.batch_size + self.rank * self.local + part * self.micro
+        return np.arange(first, first + self.micro, dtype=np.int64)
+
+    def check(self) -> None:
+        """Raises ShardError: a batch that does not divide."""
+        if self.local % self.micro or self.batch_size % self.world_size:
+            raise ShardError(
+                f"train.batch_size is {self.batch_size}; it must divide by {self.world_size} "
+                f"processes and their share by train.micro_batch_size ({self.micro}). "
+                f"Use {max(1, self.micros) * self.micro * self.world_size}."
+            )

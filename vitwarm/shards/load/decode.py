@@ -80,9 +80,8 @@ def decode(image: Encoded, *, reduction: int = 1, rows: int | None = None) -> np
     """Decodes an image to uint8 [H, W, 3].
 
     Args:
-        reduction: 1, 2, 4 or 8: decode at that fraction of the sides, rounded up.
+        reduction: 1, 2, 4 or 8: decode at that fraction of the sides, rounded up, if possible.
         rows: of the whole size, from the top, that are needed; None: all. Others may be missing.
-    Returns: of the reduced size if the decoder can do that, else of the whole size.
     Raises: UnreadableImage: the content is damaged.
     """
     if image.is_plain_jpeg:

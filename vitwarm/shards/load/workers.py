@@ -1,9 +1,11 @@
-"""Worker processes: how many, with how much shared memory, and deaf to the job's signals."""
+"""Worker processes: how many, deaf to the job's signals, and the shared memory that they fill."""
 
 from __future__ import annotations
 
 import atexit
+import itertools
 import math
+import mmap
 import multiprocessing
 import os
 import signal
@@ -11,10 +13,12 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -31,8 +35,59 @@ _SHM = Path("/dev/shm")
 _PREFETCH = 4
 #: More than this ahead, over all workers, only costs memory.
 _AHEAD_BYTES = 1 << 30
+#: Micro-batches that the main process may hold and still get the next without new memory.
+_IN_USE = 3
 
 _running: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class Item(NamedTuple):
+    """A micro-batch that a worker is asked for."""
+
+    positions: np.ndarray
+    epochs: np.ndarray
+    rows: np.ndarray
+    slab: int | None = None
+    """Where its pixels go; None: into memory of their own."""
+
+
+class Shipped(NamedTuple):
+    """What a worker returns. Only the pixels are a tensor: each costs a file descriptor."""
+
+    images: Tensor | Lent
+    labels: np.ndarray
+    rows: np.ndarray
+    positions: np.ndarray
+    epochs: np.ndarray
+    n_unreadable: int
+
+
+class Failure(NamedTuple):
+    """What went wrong in a worker, as it crosses to the main process.
+
+    Not the exception itself: a frame that holds it and raises it is a cycle with its traceback, and
+    a loader that goes away in a cycle cannot say goodbye to its workers.
+    """
+
+    kind: type[VitwarmError]
+    text: str
+
+
+class Work(NamedTuple):
+    """Who makes the batches of a loader."""
+
+    workers: int
+    """Processes; 0: this one."""
+    pin_memory: bool
+    start_method: str
+
+
+def plan_work(
+    workers: int | None, world_size: int, pin_memory: bool, start_method: str | None
+) -> Work:
+    """Fills in what is not asked for: a worker per core of this process, the best start method."""
+    n_workers = count_workers(world_size) if workers is None else workers
+    return Work(n_workers, pin_memory, start_method or choose_start())
 
 
 def count_workers(world_size: int = 1) -> int:
@@ -66,53 +121,40 @@ def choose_start() -> str:
     return "fork" if can_fork else "spawn"
 
 
-class Work(NamedTuple):
-    """Who makes the batches of a loader."""
-
-    workers: int
-    """Processes; 0: this one."""
-    pin_memory: bool
-    start_method: str
-
-
-def plan_work(
-    workers: int | None, world_size: int, pin_memory: bool, start_method: str | None
-) -> Work:
-    """Fills in what is not asked for: a worker per core of this process, the best start method."""
-    n_workers = count_workers(world_size) if workers is None else workers
-    return Work(n_workers, pin_memory, start_method or choose_start())
-
-
 def make_data_loader(
     dataset: Dataset[Any],
+    items: Iterable[Item] | None,
     *,
-    items: Iterable[Any] | None,
     work: Work,
-    batch_bytes: int,
-    persistent: bool = True,
+    size: tuple[int, int, int],
 ) -> DataLoader[Any]:
-    """Returns torch's loader over items that are whole batches.
+    """Returns torch's loader over items that are whole micro-batches.
 
     Args:
-        items: what workers are asked for; None: the data set iterates by itself.
-        batch_bytes: pixels of one item, which cross through shared memory.
-        persistent: workers outlive an iteration.
+        items: what workers are asked for, again and again; they put pixels into `dataset.slabs`.
+            None: the data set iterates by itself, and its workers end with an iteration.
+        size: images of an item, at most, and their height and width.
     Raises: ShardError: too little shared memory for one item per worker.
     """
     tell_decoder()
     how: dict[str, Any] = {}
     if work.workers:
+        ahead = _prefetch(work.workers, 3 * math.prod(size))
+        if items is not None and work.start_method == "fork":
+            slabs = Slabs(work.workers * ahead + _IN_USE, size[0], size[1:])
+            dataset.slabs = slabs  # type: ignore[attr-defined]
+            items = _Lending(items, slabs)
         how = {
             "num_workers": work.workers,
-            "persistent_workers": persistent,
-            "prefetch_factor": prefetch(work.workers, batch_bytes),
+            "persistent_workers": items is not None,
+            "prefetch_factor": ahead,
             "worker_init_fn": _start_worker,
             "multiprocessing_context": work.start_method,
         }
     with _any_number():
         return DataLoader(
             dataset,
-            batch_size=None,  # an item is a whole micro-batch
+            batch_size=None,
             sampler=items,
             pin_memory=work.pin_memory,
             collate_fn=_as_it_is,
@@ -130,21 +172,6 @@ def start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
     return iterator
 
 
-def _stop_workers(iterator: Callable[[], Any]) -> None:
-    """Ends workers that are still there when the main process exits.
-
-    multiprocessing would send them a SIGTERM each, which they pass over, and then wait for ever.
-    """
-    alive = iterator()
-    if alive is not None:
-        alive._shutdown_workers()
-
-
-def _any_number() -> warnings.catch_warnings[None]:
-    """torch warns of more workers than cores; the number is the user's, or that of the cores."""
-    return warnings.catch_warnings(action="ignore", category=UserWarning)
-
-
 def empty_images(n: int, sides: tuple[int, int]) -> Tensor:
     """Returns uint8 [n, 3, height, width] for pixels, in a worker right in shared memory.
 
@@ -156,11 +183,101 @@ def empty_images(n: int, sides: tuple[int, int]) -> Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(n, 3, *sides)
 
 
-def prefetch(workers: int, batch_bytes: int) -> int:
-    """Returns how many micro-batches each worker makes ahead.
+class Slabs:
+    """Shared memory for micro-batches of pixels, lent out and taken back over and over.
 
-    Raises: ShardError: too little shared memory for one per worker.
+    New pages for every batch would cost a tenth of what decoding it costs, and their first use in
+    the main process as much again as a copy. The main process lends a slab with each item; it comes
+    back when the last tensor on it is gone. For whoever keeps many batches there is other memory.
     """
+
+    def __init__(self, n: int, n_images: int, sides: tuple[int, int]) -> None:
+        """Takes `n` slabs of `n_images` images; processes that are forked from here share them."""
+        self._number = next(_NUMBERS)
+        _ALL[self._number] = self
+        memory = mmap.mmap(-1, n * n_images * 3 * math.prod(sides))
+        self._pixels = np.frombuffer(memory, np.uint8).reshape(n, n_images, 3, *sides)
+        self._free = list(range(n))
+        self._lent: set[int] = set()
+
+    def lend(self) -> int | None:
+        """Returns a slab that nobody uses, for an item on its way; None: there is none."""
+        if not self._free:
+            return None
+        slab = self._free.pop()  # the one that came back last is the one still in a cache
+        self._lent.add(slab)
+        return slab
+
+    def recall(self) -> None:
+        """Takes back what items hold that will never arrive; their workers must be done."""
+        self._free += self._lent
+        self._lent.clear()
+
+    def pixels(self, slab: int, n: int) -> np.ndarray:
+        """Returns the first images of a slab, uint8 [n, 3, h, w]."""
+        return self._pixels[slab, :n]
+
+    def ship(self, slab: int, n: int) -> Lent:
+        """Returns what crosses to the main process in place of `n` images."""
+        return Lent(self._number, slab, n)
+
+    def receive(self, lent: Lent) -> Tensor:
+        """Returns images that have arrived; with their last tensor the slab becomes free."""
+        self._lent.discard(lent.slab)
+        images = self.pixels(lent.slab, lent.n)  # which the tensor's storage keeps alive
+        weakref.finalize(images, self._free.append, lent.slab).atexit = False
+        return torch.from_numpy(images)
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:  # no NamedTuple: torch below 2.12 pins those field by field, past `pin_memory`
+    """Images that lie in a slab, as they cross from a worker: their address alone."""
+
+    slabs: int
+    slab: int
+    n: int
+
+    def receive(self) -> Tensor:
+        """Returns uint8 [n, 3, h, w]; once, and in the main process."""
+        return _ALL[self.slabs].receive(self)
+
+    def pin_memory(self) -> Tensor:
+        """Returns a pinned copy; torch's thread for that calls it."""
+        return self.receive().pin_memory()
+
+
+@dataclass
+class _Lending:
+    """Adds a slab to every item that a worker is asked for."""
+
+    items: Iterable[Item]
+    slabs: Slabs
+
+    def __iter__(self) -> Iterator[Item]:
+        self.slabs.recall()  # torch asks for the first item when workers are done with older ones
+        for item in self.items:
+            yield item._replace(slab=self.slabs.lend())
+
+
+#: The slabs of this process by the number under which workers ship them.
+_ALL: weakref.WeakValueDictionary[int, Slabs] = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count()
+
+
+def _stop_workers(iterator: Callable[[], Any]) -> None:
+    """At exit multiprocessing would send workers a SIGTERM, which they pass over, and wait on."""
+    alive = iterator()
+    if alive is not None:
+        alive._shutdown_workers()
+
+
+def _any_number() -> warnings.catch_warnings[None]:
+    """torch warns of more workers than cores; the number is the user's, or that of the cores."""
+    return warnings.catch_warnings(action="ignore", category=UserWarning)
+
+
+def _prefetch(workers: int, batch_bytes: int) -> int:
+    """Returns how many micro-batches each worker makes ahead: one at least has to fit."""
     ahead = max(2, min(_PREFETCH, _AHEAD_BYTES // max(1, workers * batch_bytes)))
     try:
         free = os.statvfs(_SHM)
@@ -193,22 +310,6 @@ def _start_worker(worker: int) -> None:
 
 def _pass_over_once(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
-
-
-class Failure(NamedTuple):
-    """What went wrong in a worker, as it crosses to the main process.
-
-    Not the exception itself: a frame that holds it and raises it is a cycle with its traceback, and
-    a loader that goes away in a cycle cannot say goodbye to its workers.
-    """
-
-    kind: type[VitwarmError]
-    text: str
-
-    @classmethod
-    def of(cls, error: VitwarmError) -> Failure:
-        """Packs an exception."""
-        return cls(type(error), str(error))
 
 
 def _as_it_is(item: Any) -> Any:

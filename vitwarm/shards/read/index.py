@@ -1,8 +1,8 @@
 """One pass over the tar headers of a set of shards, cached: where each image lies and its label.
 
-webdataset 1.0 streams; exact epochs, fractions without rewriting, exact validation counts and
-resuming in the middle of an epoch need random access, hence an index of our own. Nothing in a tar
-is ever executed or unpickled: members are read by an allow-list of endings.
+Exact epochs, fractions without rewriting, exact validation counts and resuming in the middle of an
+epoch need random access, and webdataset streams. Nothing in a tar is ever executed or unpickled:
+members are read by an allow-list of endings.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from typing import Any, Unpack
 import numpy as np
 
 from vitwarm.errors import ShardError
-from vitwarm.shards.read.cache import Keys, file_state, load_index
-from vitwarm.shards.read.labels import LabelOptions, differ
-from vitwarm.shards.read.scan import scan_shards
+from vitwarm.shards.read.labels import LabelOptions, Labels, differ
+from vitwarm.shards.read.scan import IndexFile, Keys, file_state, load_index, scan_shards
 from vitwarm.shards.read.sources import find_shards
 
 
@@ -27,6 +26,7 @@ class ShardIndex:
 
     Attributes:
         paths: the tars.
+        n_images: of all of them.
         shard_of: int32 [n], which tar a row lies in.
         offsets, sizes: int64 [n], where its image lies, in bytes.
         labels: int64 [n].
@@ -35,32 +35,20 @@ class ShardIndex:
         file: the cached index, or None where it is not kept.
         n_classes: from data.classes, from `_info.json` or `classes.txt` beside the shards, or the
             largest label + 1.
+        known_classes: the same; None for a streamed source of which nothing says it.
         classes: their names, where something says them.
     """
 
     #: Sources that cannot be read at random places have an index of another kind (stream/index.py).
     streaming = False
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        columns: dict[str, np.ndarray],
-        *,
-        n_classes: int | None,
-        classes: Sequence[str] = (),
-        file: Path | None = None,
-    ) -> None:
-        """Takes the columns of a scan or of a cached index.
-
-        Args:
-            file: the cached index, which unpickling in another process maps again.
-        Raises: ShardError: a label that is not below n_classes.
-        """
+    def __init__(self, paths: Sequence[Path], index: IndexFile, how: Labels) -> None:
+        """Takes what a scan found. Raises: ShardError: a label not below the number of classes."""
         self.paths = list(paths)
-        self._take(columns)
-        self.file = file
-        self._file_state = file_state(file)
-        largest = self.largest_label
+        self._take(index.columns)
+        self.file = index.path
+        self._file_state = file_state(index.path)
+        n_classes, largest = how.n_classes, self.largest_label
         if n_classes is not None and largest >= n_classes:
             row = int(self.labels.argmax())
             raise ShardError(
@@ -69,7 +57,8 @@ class ShardIndex:
                 "classes.txt beside it). Fix the label or the file."
             )
         self.n_classes = n_classes or largest + 1
-        self.classes = tuple(classes)
+        self.known_classes: int | None = self.n_classes
+        self.classes = how.names
 
     def _take(self, columns: dict[str, np.ndarray]) -> None:
         self._columns = columns
@@ -78,10 +67,11 @@ class ShardIndex:
         self.sizes = columns["sizes"]
         self.labels = columns["labels"]
         self.key_hashes = columns["key_hashes"]
-        self.keys = Keys(columns["key_bytes"], columns["key_ends"])
+        self.keys = Keys(columns)
+        self.n_images = len(self.labels)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self.n_images
 
     def __repr__(self) -> str:
         return f"ShardIndex({self.n_images:,} images, {len(self.paths):,} shards)"
@@ -102,16 +92,6 @@ class ShardIndex:
                 )
             columns = found.columns
         self._take(columns)
-
-    @property
-    def n_images(self) -> int:
-        """Images of all shards."""
-        return len(self.labels)
-
-    @property
-    def known_classes(self) -> int | None:
-        """As `n_classes`; None for a streamed source of which nothing says it."""
-        return self.n_classes
 
     @property
     def largest_label(self) -> int:
@@ -147,17 +127,13 @@ class ShardIndex:
 
     @classmethod
     def open(
-        cls,
-        source: str | Path,
-        *,
-        cache: str | Path | None = None,
-        **how: Unpack[LabelOptions],
+        cls, source: str | Path, *, cache: str | Path | None = None, **how: Unpack[LabelOptions]
     ) -> ShardIndex:
         """Reads the headers of all shards, or what is cached of those that did not change.
 
         Args:
             source: a folder of tars, DIR/SPLIT, a brace or glob pattern, several of them joined
-                by `::` (see `sources.find_shards`); `opening.open_shards` takes streams too.
+                by `::` (see `sources.find_shards`); `open_shards` takes streams too.
             cache: folder for the index; None: beside the shards, or the user's cache folder where
                 those are read-only.
             how: labels are read.
@@ -167,11 +143,7 @@ class ShardIndex:
         """
         found = find_shards(str(source))
         labels = found.info.labels([str(path) for path in found.paths], **how)
-        index = scan_shards(found, labels, cache=cache)
-        file = None if index.path == Path() else index.path
-        return cls(
-            found.paths, index.columns, n_classes=labels.n_classes, classes=labels.names, file=file
-        )
+        return cls(found.paths, scan_shards(found, labels, cache=cache), labels)
 
 
 def check_classes(train: ShardIndex, val: ShardIndex) -> None:
@@ -189,4 +161,4 @@ def check_classes(train: ShardIndex, val: ShardIndex) -> None:
         )
 
 
-_PICKLED = {"paths", "n_classes", "classes", "file", "_file_state", "sha256"}
+_PICKLED = {"paths", "n_classes", "known_classes", "classes", "file", "_file_state", "sha256"}

@@ -48,11 +48,10 @@ class LabelOptions(TypedDict, total=False):
     """What a user may say of labels; what is left out or None, the info file or a default says."""
 
     label_key: str | None
-    """Field of KEY.json that is the label; None: the one that `_info.json` names, else KEY.cls,
-    else `label` in KEY.json."""
+    """Field of KEY.json that is the label; None: the one that `_info.json` names, else `label`."""
     label_from: LabelFrom | None
-    """Where the label stands: `cls`, `json`, `folder` (of the key) or `text` (KEY.txt); None: as
-    above."""
+    """Where the label stands: `cls`, `json`, `folder` (of the key) or `text` (KEY.txt); None:
+    KEY.cls, else KEY.json."""
     classes: str | Path | None
     """A file with the names of the classes in the order of their labels, one a line, or an
     `_info.json`; None: what lies beside the shards. A label may be such a name."""
@@ -84,10 +83,13 @@ class Labels:
             return ("json",) if self.field else ("cls", "json")
         return ("txt" if self.come_from == "text" else self.come_from,)
 
-    def wanted(self, key: str) -> str:
-        """Returns the member that a label is looked for in, for messages."""
+    def missing(self, key: str) -> str:
+        """Returns the sentence about an image that has no label where it is looked for."""
         field = f" with a field {self.field!r}" if self.field else ""
-        return f"{key}.{self.endings[0]}{field}"
+        return (
+            f"image {key!r} has no label; there is no {key}.{self.endings[0]}{field} right beside "
+            f"it. Label it. {ELSEWHERE}"
+        )
 
     @property
     def digest(self) -> list[str | None]:
@@ -148,9 +150,7 @@ class Labels:
                     "it and write the shard again."
                 )
             return value
-        if isinstance(value, str) and self.names:
-            return self._named(value)
-        return None
+        return self._named(value) if isinstance(value, str) and self.names else None
 
     def _named(self, name: str) -> int:
         number = self.number_of.get(name)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -13,9 +14,10 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from vitwarm.errors import ShardError
-from vitwarm.shards.read.labels import ELSEWHERE, LABEL_ENDINGS, Labels, NoLabel
-from vitwarm.shards.read.places import read_at
-from vitwarm.shards.read.walk import MAX_CONTENT_BYTES, scan_tar
+from vitwarm.shards.read.labels import LABEL_ENDINGS, Labels, NoLabel
+from vitwarm.shards.read.walk import MAX_CONTENT_BYTES, read_at, scan_tar
+
+log = logging.getLogger("vitwarm")
 
 #: The allow-list. What ends otherwise is not read at all; order: which image of a key counts.
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
@@ -41,11 +43,9 @@ class ShardRows:
     keys: list[bytes]
     """Path and name up to the first dot."""
     labels: np.ndarray
-    """int64 [n]."""
+    """int64 [n], as offsets and sizes, in bytes, are."""
     offsets: np.ndarray
-    """int64 [n], bytes."""
     sizes: np.ndarray
-    """int64 [n], bytes."""
     key_hashes: np.ndarray
     """uint64 [n]."""
     n_ignored: int = 0
@@ -70,7 +70,6 @@ class _Table(NamedTuple):
     offsets: np.ndarray
     sizes: np.ndarray
     contents: list[bytes]
-    n_pickles: int
     n_skipped: int
     n_behind: int
 
@@ -97,23 +96,26 @@ def read_shard(path: Path, labels: Labels | None = None, *, fast: bool | None = 
     codes = [_CODES[ending.encode()] for ending in labels.endings]
     labelled = _first_of(groups, table.endings, codes, n_groups)[kept] if codes else None
     images = every[kept]
-    if labelled is not None and len(labelled) and labelled.min() < 0:
-        key = _text(table.keys[images[labelled.argmin()]])
-        raise ShardError(
-            f"{path}: image {key!r} has no label; there is no {labels.wanted(key)} right beside "
-            f"it. Label it. {ELSEWHERE}"
-        )
-    _check_sizes(path, table, images)
     keys = [table.keys[k] for k in images.tolist()]
+    if labelled is not None and len(labelled) and labelled.min() < 0:
+        raise ShardError(f"{path}: {labels.missing(os.fsdecode(keys[labelled.argmin()]))}")
+    sizes = table.sizes[images]
+    for k in np.flatnonzero(sizes > MAX_MEMBER_BYTES):
+        raise ShardError(
+            f"{path}: image {os.fsdecode(keys[k])!r} has {sizes[k]:,} bytes; "
+            f"at most {MAX_MEMBER_BYTES:,} are read. Take it out of the shard."
+        )
     _check_twins(path, keys)
+    n_of = Counter(table.kinds)
+    read = [*IMAGE_ENDINGS, *LABEL_ENDINGS[:2], *labels.endings]  # a KEY.txt only as the label
     return ShardRows(
         keys=keys,
         labels=_read_labels(path, table, images if labelled is None else labelled, labels),
         offsets=table.offsets[images],
-        sizes=table.sizes[images],
-        key_hashes=np.array([hash_key(key) for key in keys], np.uint64),
-        n_ignored=_count_ignored(table, codes),
-        n_pickles=table.n_pickles,
+        sizes=sizes,
+        key_hashes=hash_keys(keys),
+        n_ignored=len(table.kinds) - sum(n_of[ending.encode()] for ending in set(read)),
+        n_pickles=sum(n for end, n in n_of.items() if end.rpartition(b".")[2] in PICKLE_ENDINGS),
         n_skipped=table.n_skipped,
         n_behind=table.n_behind,
         n_dotted=_count_dotted(table, groups, every),
@@ -125,11 +127,13 @@ def hash_key(key: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
 
 
-def split_name(name: bytes) -> tuple[bytes, bytes]:
-    """Splits a member's name at the first dot of its last part, as webdataset does.
+def hash_keys(keys: Iterable[bytes]) -> np.ndarray:
+    """Returns the `hash_key` of each key; uint64 [n]."""
+    return np.array([hash_key(key) for key in keys], np.uint64)
 
-    Returns: (key with its folders, ending in lower case); the ending is empty without a dot.
-    """
+
+def split_name(name: bytes) -> tuple[bytes, bytes]:
+    """Splits a name as webdataset does: (key with its folders, ending in lower case or empty)."""
     folder, slash, base = name.removeprefix(b"./").rpartition(b"/")
     stem, _, ending = base.partition(b".")
     return folder + slash + stem, ending.lower()
@@ -141,6 +145,16 @@ def is_litter(name: bytes) -> bool:
     return parts[-1].startswith(b"._") or parts[-1] == b".DS_Store" or b"__MACOSX" in parts
 
 
+def tell_litter(tar: Path | str, n: int, *, also: str = "") -> None:
+    """Logs how many such members a tar holds."""
+    log.warning(
+        "%s holds %d member(s) added by macOS (._NAME, .DS_Store, __MACOSX/). They are skipped%s.",
+        tar,
+        n,
+        also,
+    )
+
+
 def _read_table(path: Path, labels: Labels, fast: bool | None) -> _Table:
     if fast is None:
         fast = path.is_file() and path.stat().st_size >= _COMPILE_BYTES
@@ -150,7 +164,7 @@ def _read_table(path: Path, labels: Labels, fast: bool | None) -> _Table:
         plain = scan_plain(path)
         if plain is not None:
             names = plain.names.tolist()
-            return _table(names, plain.offsets, plain.sizes, plain.inline.tolist())
+            return _table(names, plain.offsets, plain.sizes, plain.inline.tolist(), 0)
     members, n_behind = scan_tar(path, lambda name: name.lower().endswith(labels.endings))
     return _table(
         [os.fsencode(member.name) for member in members],
@@ -166,7 +180,7 @@ def _table(
     offsets: np.ndarray,
     sizes: np.ndarray,
     contents: list[bytes],
-    n_behind: int = 0,
+    n_behind: int,
 ) -> _Table:
     n_all = len(names)
     text = b"/".join(names)
@@ -177,18 +191,8 @@ def _table(
     split = [split_name(name) for name in names]
     keys, kinds = [key for key, _ in split], [ending for _, ending in split]
     endings = np.array([_CODES.get(ending, _OTHER) for ending in kinds], np.int8)
-    n_pickles = sum(
-        n for kind, n in Counter(kinds).items() if kind.rpartition(b".")[2] in PICKLE_ENDINGS
-    )
     skipped = n_all - len(names)
-    return _Table(keys, kinds, endings, offsets, sizes, contents, n_pickles, skipped, n_behind)
-
-
-def _count_ignored(table: _Table, label_codes: Sequence[int]) -> int:
-    """Members that nobody reads; a KEY.txt is one unless it is the label."""
-    text = _CODES[b"txt"]
-    ignored = (table.endings == _OTHER) | ((table.endings == text) & (text not in label_codes))
-    return int(ignored.sum())
+    return _Table(keys, kinds, endings, offsets, sizes, contents, skipped, n_behind)
 
 
 def _count_dotted(table: _Table, groups: np.ndarray, images: np.ndarray) -> int:
@@ -200,7 +204,7 @@ def _count_dotted(table: _Table, groups: np.ndarray, images: np.ndarray) -> int:
 
 def _raise_orphan(path: Path, table: _Table, group: Sequence[int]) -> NoReturn:
     """Says that a label has no image, and what lies beside it instead."""
-    key, kinds = _text(table.keys[group[0]]), [_text(table.kinds[k]) for k in group]
+    key, kinds = os.fsdecode(table.keys[group[0]]), [os.fsdecode(table.kinds[k]) for k in group]
     others = ", ".join(f"{key}.{kind}" for kind in kinds if kind != "cls")
     raise ShardError(
         f"{path}: {key}.cls has no image beside it ({', '.join(IMAGE_ENDINGS)})"
@@ -226,15 +230,6 @@ def _first_of(groups: np.ndarray, endings: np.ndarray, codes: Sequence[int], n: 
     return found
 
 
-def _check_sizes(path: Path, table: _Table, images: np.ndarray) -> None:
-    large = images[table.sizes[images] > MAX_MEMBER_BYTES]
-    if len(large):
-        raise ShardError(
-            f"{path}: image {_text(table.keys[large[0]])!r} has {table.sizes[large[0]]:,} bytes; "
-            f"at most {MAX_MEMBER_BYTES:,} are read. Take it out of the shard."
-        )
-
-
 def _check_twins(path: Path, keys: list[bytes]) -> None:
     if len(set(keys)) == len(keys):
         return
@@ -242,8 +237,8 @@ def _check_twins(path: Path, keys: list[bytes]) -> None:
     for key in keys:
         if key in seen:
             raise ShardError(
-                f"{path}: two images have the key {_text(key)!r}. A key is a name up to its first "
-                "dot and must be unique; rename one and write the shard again."
+                f"{path}: two images have the key {os.fsdecode(key)!r}. A key is a name up to its "
+                "first dot and must be unique; rename one and write the shard again."
             )
         seen.add(key)
 
@@ -265,10 +260,6 @@ def _read_labels(path: Path, table: _Table, members: np.ndarray, how: Labels) ->
                     text = read_at(file.fileno(), n_bytes, int(table.offsets[member]))
                 labels[row] = how.read(_ENDINGS[codes[row]], text)
             except NoLabel as error:
-                about = error.about(_text(table.keys[member]), _ENDINGS[codes[row]])
+                about = error.about(os.fsdecode(table.keys[member]), _ENDINGS[codes[row]])
                 raise ShardError(f"{path}: {about}") from None
     return labels
-
-
-def _text(key: bytes) -> str:
-    return os.fsdecode(key)

@@ -78,11 +78,7 @@ class Source:
     """Images, where the source says so itself: PATTERN|COUNT."""
 
     def miscounts(self, counts: Mapping[Path, int]) -> Iterator[str]:
-        """Says where the number of images is another than stated.
-
-        Args:
-            counts: images of each tar that could be read.
-        """
+        """Says where the images of each tar that could be read are more or fewer than stated."""
         for path, n in counts.items():
             stated = self.info.lengths.get(str(path), n)
             if stated != n:
@@ -158,15 +154,13 @@ def read_info(folder: Path) -> Info:
 
     Raises: ShardError: an info file that is no valid JSON, or not of that form.
     """
-    plain: Any = {}
     listed = folder / "classes.txt"
     classes = read_names(listed) if listed.is_file() and listed.stat().st_size else ()
     for name in INFO_NAMES:
         path = folder / name
         if path.is_file():
             try:
-                plain = json.loads(path.read_text(encoding="utf-8"))
-                return parse_info(plain, classes=classes)
+                return parse_info(json.loads(path.read_text(encoding="utf-8")), classes=classes)
             except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
                 raise ShardError(
                     f"{path} is not an info file of shards ({type(error).__name__}: {error}). Fix "
@@ -177,20 +171,17 @@ def read_info(folder: Path) -> Info:
 
 def parse_info(plain: Any, *, classes: tuple[str, ...] = ()) -> Info:
     """Builds an Info from parsed JSON. Raises: KeyError, TypeError, ValueError: another form."""
-    splits: dict[str, list[str]] = {}
-    lengths: dict[str, int] = {}
-    label_keys: dict[str, str] = {}
-    for name, split in plain.get("splits", {}).items():
-        files = [str(file) for file in split["filenames"]]
-        splits[name] = files
-        lengths.update(zip(files, map(int, split.get("shard_lengths", ())), strict=False))
-        if split.get("alt_label"):
-            label_keys.update(dict.fromkeys(files, str(split["alt_label"])))
-    stated = plain.get("num_classes")
     if isinstance(plain.get("classes"), list):
         classes = tuple(str(name) for name in plain["classes"])
+    stated = plain.get("num_classes")
     n_classes = int(stated) if stated is not None else len(classes) or None
-    return Info(splits, lengths, label_keys, n_classes, classes)
+    info = Info(n_classes=n_classes, classes=classes)
+    for name, split in plain.get("splits", {}).items():
+        files = info.splits[name] = [str(file) for file in split["filenames"]]
+        info.lengths.update(zip(files, map(int, split.get("shard_lengths", ())), strict=False))
+        if split.get("alt_label"):
+            info.label_keys.update(dict.fromkeys(files, str(split["alt_label"])))
+    return info
 
 
 def _home_of_info(folder: Path) -> Path:
@@ -204,17 +195,15 @@ def _home_of_info(folder: Path) -> Path:
 def _find(word: str) -> list[Path]:
     path = Path(word).expanduser()
     if path.is_dir():
-        return _of_folder(path)
-    if not path.exists() and path.parent.is_dir() and path.suffix != ".tar":
-        split = _of_split(path.parent, path.name)
-        if split:
-            return split
+        return _complete(_of_folder(path))
+    may_be_split = not path.exists() and path.parent.is_dir() and path.suffix != ".tar"
+    if may_be_split and (split := _of_split(path.parent, path.name)):
+        return _complete(split)
     try:
         texts = list(braceexpand(str(path))) if "{" in word else [str(path)]
     except ValueError as error:
         raise ShardError(f"{word!r} has unbalanced braces. {HOW}") from error
     found: list[Path] = []
-    missing: list[Path] = []
     for one in map(Path, texts):
         if any(character in str(one) for character in "*?[") and not one.exists():
             some = sorted(one.parent.glob(one.name))
@@ -222,16 +211,14 @@ def _find(word: str) -> list[Path]:
                 raise ShardError(f"No file matches {one}. {HOW}")
             found += some
         else:
-            (found if one.is_file() else missing).append(one)
-    if missing:
-        raise _missing(missing, len(texts))
-    return found
+            found.append(one)
+    return _complete(found)
 
 
 def _of_folder(folder: Path) -> list[Path]:
     splits = read_info(folder).splits
     if len(splits) == 1:
-        return _complete([folder / name for name in next(iter(splits.values()))])
+        return [folder / name for name in next(iter(splits.values()))]
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         packed = sorted(folder.glob("*.tar.*")) or sorted(folder.glob("*.tgz"))
@@ -262,26 +249,18 @@ def _of_split(folder: Path, split: str) -> list[Path]:
             f"{folder / split}: the info file there has the splits {', '.join(splits)}."
             f"{nearest(split, splits)} {HOW}"
         )
-    return _complete([folder / file for file in splits.get(name, ())])
+    return [folder / file for file in splits.get(name, ())]
 
 
-def _complete(paths: Sequence[Path]) -> list[Path]:
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise _missing(missing, len(paths))
-    return list(paths)
-
-
-def _missing(missing: Sequence[Path], n: int) -> ShardError:
+def _complete(paths: list[Path]) -> list[Path]:
+    missing = [path for path in paths if not (path.is_file() or path.is_dir())]
+    if not missing:
+        return paths
     first = missing[0]
-    if n > 1:
-        return ShardError(
-            f"{len(missing):,} of {n:,} shards are not there, {first} first. Fetch them, or give a "
-            "pattern of those that are."
+    if len(paths) > 1:
+        raise ShardError(
+            f"{len(missing):,} of {len(paths):,} shards are not there, {first} first. Fetch them, "
+            "or give a pattern of those that are."
         )
-    near = (
-        nearest(first.name, (p.name for p in first.parent.glob("*")))
-        if first.parent.is_dir()
-        else ""
-    )
-    return ShardError(f"There is no {first}.{near} {HOW}")
+    names = (path.name for path in first.parent.glob("*"))  # none where there is no such folder
+    raise ShardError(f"There is no {first}.{nearest(first.name, names)} {HOW}")

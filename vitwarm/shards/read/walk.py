@@ -18,7 +18,6 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from vitwarm.errors import ShardError
-from vitwarm.shards.read.places import open_file, read_at
 
 BLOCK = 512
 REMEDY = "Copy or download it again, or write it again (vitwarm shards make)."
@@ -35,15 +34,13 @@ _REFUSED = {
 
 
 class Member(NamedTuple):
-    """One regular file in a tar."""
+    """One regular file in a tar: its content has `size` bytes from `offset` on."""
 
     name: str
     offset: int
-    """Where its content starts, bytes from the start of the tar."""
     size: int
-    """Bytes of content."""
     content: bytes | None
-    """The content, where `wanted` asked for it."""
+    """Where `wanted` asked for it."""
 
 
 class Scan(NamedTuple):
@@ -100,7 +97,7 @@ class _Walk:
         while True:
             at = position - start
             if at + BLOCK > len(window):
-                window, start, at = self.read(position, _WINDOW), position, 0
+                window, start, at = read_at(self.descriptor, _WINDOW, position), position, 0
                 if len(window) < BLOCK:
                     self.raise_cut(position, found)
             header = window[at : at + BLOCK]
@@ -152,10 +149,6 @@ class _Walk:
                 self.raise_damaged(position)
             position = content_at + (size + BLOCK - 1) // BLOCK * BLOCK
 
-    def read(self, position: int, n_bytes: int) -> bytes:
-        """Reads up to n_bytes at a position; fewer at the end of the file."""
-        return read_at(self.descriptor, n_bytes, position)
-
     def read_small(self, position: int, n_bytes: int, name: str) -> bytes:
         """Reads a label file or a header's facts."""
         if n_bytes > MAX_CONTENT_BYTES:
@@ -163,7 +156,7 @@ class _Walk:
                 f"{self.path}: member {name} has {n_bytes:,} bytes; a label file may have "
                 f"{MAX_CONTENT_BYTES:,}. Take it out of the shard."
             )
-        return self.read(position, n_bytes)
+        return read_at(self.descriptor, n_bytes, position)
 
     def find_behind(self, position: int, found: list[Member]) -> int | None:
         """Checks the end mark, two blocks of zeros; returns where something follows its zeros.
@@ -171,7 +164,7 @@ class _Walk:
         One whose end is missing was cut short.
         """
         self.check_sums()
-        end = self.read(position, 2 * BLOCK)
+        end = read_at(self.descriptor, 2 * BLOCK, position)
         if len(end) < 2 * BLOCK:
             self.raise_cut(position, found)
         if end.strip(b"\0"):
@@ -209,17 +202,10 @@ class _Walk:
         return size
 
     def pax_facts(self, facts: bytes, kind: int, position: int) -> tuple[str | None, int | None]:
-        """Returns (name, size) of the next member as far as a pax header says them."""
-        records = self.pax_records(facts, position)
-        if kind == 103 and records.keys() & {"path", "size"}:
-            self.raise_refused("a global header that renames its members", position)
-        if any(key.startswith("GNU.sparse") for key in records):
-            self.raise_refused("a sparse file", position)
-        size = records.get("size")
-        return records.get("path"), None if size is None else self.digits(size, position)
+        """Returns (name, size) of the next member as far as a pax header says them.
 
-    def pax_records(self, facts: bytes, position: int) -> dict[str, str]:
-        """Parses `LENGTH KEY=VALUE\\n` records; LENGTH counts the whole record."""
+        Its records read `LENGTH KEY=VALUE\\n`; LENGTH counts the whole record.
+        """
         records: dict[str, str] = {}
         at = 0
         while at < len(facts) and facts[at]:
@@ -230,7 +216,12 @@ class _Walk:
                 self.raise_damaged(position)
             records[_text(key)] = _text(value)
             at += length
-        return records
+        if kind == 103 and records.keys() & {"path", "size"}:
+            self.raise_refused("a global header that renames its members", position)
+        if any(key.startswith("GNU.sparse") for key in records):
+            self.raise_refused("a sparse file", position)
+        size = records.get("size")
+        return records.get("path"), None if size is None else self.digits(size, position)
 
     def digits(self, text: str, position: int) -> int:
         """Reads a decimal number of a pax header."""
@@ -248,8 +239,7 @@ class _Walk:
         )
 
     def raise_damaged(self, position: int) -> NoReturn:
-        """Says that something is no tar header."""
-        if not position and self.read(0, 6).startswith(_COMPRESSED):
+        if not position and read_at(self.descriptor, 6, 0).startswith(_COMPRESSED):
             raise ShardError(
                 f"{self.path} is compressed; images are read at their place in a plain tar. "
                 "Unpack it first (gunzip)."
@@ -263,13 +253,28 @@ class _Walk:
         raise ShardError(f"{self.path} is damaged: byte {position:,} is no tar header. {REMEDY}")
 
     def raise_refused(self, what: str, position: int) -> NoReturn:
-        """Says that a member is of a kind that no shard needs."""
         self.check_sums()
         raise ShardError(
             f"{self.path} holds {what} at byte {position:,}; only regular files and folders are "
             "allowed in a shard. Write it again without (tar --dereference --hard-dereference, or "
             "vitwarm shards make)."
         )
+
+
+def open_file(path: Path | str) -> int:
+    """Returns a descriptor for reading bytes; children do not inherit it. Raises: OSError."""
+    return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+
+
+def read_at(descriptor: int, n_bytes: int, place: int) -> bytes:
+    """Reads up to so many bytes at a place; fewer at the end of the file. Raises: OSError.
+
+    Without pread it moves the descriptor, so that no two threads may share one.
+    """
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, n_bytes, place)
+    os.lseek(descriptor, place, os.SEEK_SET)
+    return os.read(descriptor, n_bytes)
 
 
 def first_byte(descriptor: int, position: int) -> int | None:

@@ -1,8 +1,6 @@
 """Shards that can only be streamed: http(s) addresses, or what a permitted command prints.
 
-webdataset's own openers and shuffle buffer, behind the interface of the index. What a stream cannot
-promise stands in WARNING, which goes to the log. Nothing in a tar runs here either: endings are
-allow-listed, sizes capped, labels are digits or JSON.
+What a stream cannot promise stands in WARNING, which goes to the log.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from vitwarm.errors import ShardError
 from vitwarm.seeding import hash_bits
 from vitwarm.shards.read.index import ShardIndex
 from vitwarm.shards.read.labels import LabelOptions, Labels
-from vitwarm.shards.read.sources import INFO_NAMES, Info, join_infos, parse_info
+from vitwarm.shards.read.sources import INFO_NAMES, Info, is_streamed, join_infos, parse_info
 from vitwarm.shards.read.walk import MAX_CONTENT_BYTES
 
 WARNING = (
@@ -50,14 +48,11 @@ class StreamIndex(ShardIndex):
         #: How the labels are read.
         self.how = how
         self.classes = how.names
-        self._n_images = n_images
-        self._n_classes = how.n_classes
+        self.n_images = n_images
+        self.known_classes = how.n_classes
         # One shard and one key for all, without memory: only their number matters.
         self.shard_of = np.broadcast_to(np.int32(0), n_images)
         self.key_hashes = np.broadcast_to(np.uint64(0), n_images)
-
-    def __len__(self) -> int:
-        return self._n_images
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -66,28 +61,18 @@ class StreamIndex(ShardIndex):
         self.__dict__.update(state)
 
     @property
-    def n_images(self) -> int:
-        """As the info file or the source itself states it."""
-        return self._n_images
-
-    @property
     def n_classes(self) -> int:  # type: ignore[override]
         """As the info file states it. Raises: ShardError: it does not."""
-        if self._n_classes is None:
+        if self.known_classes is None:
             raise ShardError(
                 f"{self.urls[0]}: nothing says how many classes the streamed shards have. Put "
                 "num_classes into the _info.json beside them, or give train.num_classes=..."
             )
-        return self._n_classes
-
-    @property
-    def known_classes(self) -> int | None:
-        """As `n_classes`; None where nothing says it."""
-        return self._n_classes
+        return self.known_classes
 
     def expect(self, n_classes: int) -> None:
         """Makes a label from so many classes on an error when it is seen."""
-        self._n_classes = n_classes
+        self.known_classes = n_classes
 
     @property
     def largest_label(self) -> int:
@@ -103,7 +88,7 @@ class StreamIndex(ShardIndex):
     def sha256(self) -> str:
         """Of the addresses, the count and how labels are read: all that is known of the content."""
         how = [] if self.how == Labels(field=self.how.field) else [str(self.how.digest)]
-        return f"{hash_bits(self._n_images, 'stream', *self.urls, *how, n_bytes=32):064x}"
+        return f"{hash_bits(self.n_images, 'stream', *self.urls, *how, n_bytes=32):064x}"
 
     def __getattr__(self, name: str) -> NoReturn:
         if name in ("labels", "keys", "offsets", "sizes"):
@@ -115,11 +100,7 @@ class StreamIndex(ShardIndex):
 
     @classmethod
     def open_stream(
-        cls,
-        source: str,
-        *,
-        allow_pipe: bool,
-        **how: Unpack[LabelOptions],
+        cls, source: str, *, allow_pipe: bool, **how: Unpack[LabelOptions]
     ) -> StreamIndex:
         """Finds out what a source consists of; reads no shard.
 
@@ -148,6 +129,27 @@ class StreamIndex(ShardIndex):
                 f"the number: '{text}|50000', or put an _info.json beside the shards."
             )
         return cls(urls, count, info, info.labels(urls, **how))
+
+
+def open_shards(
+    source: str | Path,
+    *,
+    cache: str | Path | None = None,
+    allow_pipe: bool = False,
+    **how: Unpack[LabelOptions],
+) -> ShardIndex:
+    """Returns the index of a source: of all headers on a disk, of what is known of a stream.
+
+    Args:
+        source, cache: as `ShardIndex.open` takes them; or an http(s) address or `pipe:` command,
+            which is streamed and promises less.
+        allow_pipe: permits `pipe:` sources, which run a shell command.
+        how: labels are read.
+    Raises: ShardError: as `ShardIndex.open` and `StreamIndex.open_stream`.
+    """
+    if is_streamed(str(source)):
+        return StreamIndex.open_stream(str(source), allow_pipe=allow_pipe, **how)
+    return ShardIndex.open(source, cache=cache, **how)
 
 
 def _check_scheme(url: str, allow_pipe: bool) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +15,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vitwarm.errors import ShardError, VitwarmError
 from vitwarm.seeding import hash_bits, mix_u64, seed_of
-from vitwarm.shards.load.batch import EvalLoader, Share, Shipped
-from vitwarm.shards.load.crops import EvalCrop, TrainCrop
-from vitwarm.shards.load.cutting import centre, cut_out
-from vitwarm.shards.load.decode import Encoded, UnreadableImage, decode, quiet, read_header
-from vitwarm.shards.load.workers import Failure, Work, empty_images, make_data_loader
+from vitwarm.shards.choose.order import Share
+from vitwarm.shards.load.crops import EvalCrop, TrainCrop, centre, cut_out
+from vitwarm.shards.load.decode import UnreadableImage, decode, quiet, read_header
+from vitwarm.shards.load.workers import Failure, Shipped, Work, empty_images, make_data_loader
+from vitwarm.shards.read.rows import tell_litter
 from vitwarm.shards.stream.index import WARNING, StreamIndex
 from vitwarm.shards.stream.tar import BROKEN, Raw, TarStream
 
@@ -42,30 +41,44 @@ _CURL = {
 }  # fmt: skip
 
 
-@dataclass(eq=False, kw_only=True)
-class _Stream(IterableDataset[Any]):
-    """Micro-batches of one worker: its own shards out of the one sequence of all epochs."""
+@dataclass(eq=False)
+class Stream(IterableDataset[Any]):
+    """Micro-batches of one worker: its own shards out of the one sequence of all epochs.
+
+    Of a stream that trains, see WARNING; for validation these are whole shards, each once.
+    """
 
     index: StreamIndex
+    share: Share
     crop: TrainCrop | EvalCrop
     seed: int
-    batch_size: int
-    rank: int
-    world_size: int
-    workers: int
-    first_image: int = 0
+    work: Work
+    start_step: int = 0
     """Where an iteration begins."""
     told: bool = False
     """What a Mac added was said."""
+
+    def loader(self) -> DataLoader[Any]:
+        """Returns what ships one process's share."""
+        if self.share.rank == 0 and self.trains:
+            log.warning(WARNING, self.index.urls[0])
+        return make_data_loader(
+            self, None, work=self.work, size=(self.share.micro, *self.crop.sides)
+        )
 
     @property
     def trains(self) -> bool:
         """Whether shards come for ever and in random order."""
         return isinstance(self.crop, TrainCrop)
 
+    @property
+    def first_image(self) -> int:
+        """Where an iteration begins, in images of all processes."""
+        return self.start_step * self.share.batch_size
+
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
-        worker = self.rank * max(1, self.workers) + (info.id if info else 0)
+        worker = self.share.rank * max(1, self.work.workers) + (info.id if info else 0)
         stages: list[Any] = [lambda: self._shards(worker), self._samples]
         if self.trains:
             rng = random.Random(seed_of(self.seed, "stream", worker, self.first_image))
@@ -73,35 +86,36 @@ class _Stream(IterableDataset[Any]):
         try:
             yield from self._batches(iter(wds.DataPipeline(*stages)))
         except VitwarmError as error:
-            yield Failure.of(error)
+            yield Failure(type(error), str(error))
 
-    def _shards(self, worker: int) -> Iterator[dict[str, Any]]:
-        """Every `all workers`-th shard of the sequence, from where the first image lies."""
+    def _shards(self, worker: int) -> Iterator[tuple[int, int]]:
+        """Every `all workers`-th shard of the sequence from the first image on, and its epoch."""
         urls = self.index.urls
-        n_workers = self.world_size * max(1, self.workers)
+        n_workers = self.share.world_size * max(1, self.work.workers)
         if not self.trains:
-            for shard in range(worker, len(urls), n_workers):
-                yield {"shard": shard, "epoch": 0}
+            yield from ((shard, 0) for shard in range(worker, len(urls), n_workers))
             return
         place = self.first_image * len(urls) // self.index.n_images + worker
         while True:
             epoch, item = divmod(place, len(urls))
             key = hash_bits(self.seed, "stream", "shards", epoch)
             turn = np.argsort(mix_u64(np.arange(len(urls)), key))
-            yield {"shard": int(turn[item]), "epoch": epoch}
+            yield int(turn[item]), epoch
             place += n_workers
 
-    def _samples(self, shards: Iterator[dict[str, Any]]) -> Iterator[Raw]:
+    def _samples(self, shards: Iterator[tuple[int, int]]) -> Iterator[Raw]:
         index, broken = self.index, 0
-        for shard in shards:
-            url, stated, n = index.urls[shard["shard"]], index.lengths[shard["shard"]], 0
+        for shard, epoch in shards:
+            url, stated, n = index.urls[shard], index.lengths[shard], 0
             try:
                 with wds.gopen(url) as stream:
                     tar = TarStream(stream, url, index.how, index.known_classes)
                     for sample in tar:
                         n += 1
-                        yield sample._replace(epoch=shard["epoch"])
-                self._tell(tar)
+                        yield sample._replace(epoch=epoch)
+                if tar.n_skipped and not self.told:
+                    self.told = True
+                    tell_litter(url, tar.n_skipped, also=", here and in other shards")
                 if n != (stated or n or 1):
                     raise EOFError(
                         f"it holds {n:,} labelled images, but the info file says {stated:,}"
@@ -118,19 +132,9 @@ class _Stream(IterableDataset[Any]):
                     ) from error
                 log.warning("%s broke off: %s", url, _reason(url, error))
 
-    def _tell(self, tar: TarStream) -> None:
-        if tar.n_skipped and not self.told:
-            self.told = True
-            log.warning(
-                "%s holds %d member(s) added by macOS (._NAME, .DS_Store, __MACOSX/). They are "
-                "skipped, here and in other shards.",
-                tar.url,
-                tar.n_skipped,
-            )
-
     def _batches(self, samples: Iterator[Raw]) -> Iterator[Any]:
-        images = empty_images(self.batch_size, self.crop.sides)
-        numbers = np.zeros((4, self.batch_size), np.int64)
+        images = empty_images(self.share.micro, self.crop.sides)
+        numbers = np.zeros((4, self.share.micro), np.int64)
         n = bad = on_end = 0
         for sample in samples:
             try:
@@ -149,66 +153,26 @@ class _Stream(IterableDataset[Any]):
                 images.numpy()[n] = 0  # counted, with its own label: the number of images holds
             numbers[:, n] = sample.label, sample.key, -1, sample.epoch
             n += 1
-            if n == self.batch_size:
+            if n == self.share.micro:
                 yield Shipped._make((images, *numbers.copy(), bad))
-                images = empty_images(self.batch_size, self.crop.sides)
+                images = empty_images(self.share.micro, self.crop.sides)
                 n = bad = 0
         if n:
             yield Shipped._make((images[:n], *numbers[:, :n].copy(), bad))
 
     def _pixels(self, sample: Raw) -> np.ndarray:
+        crop = self.crop
         with quiet():
-            return self._crop(sample, read_header(sample.data))
-
-    def _crop(self, sample: Raw, image: Encoded) -> np.ndarray:
-        if isinstance(self.crop, EvalCrop):
-            return centre(decode(image), self.crop)
-        box = self.crop.box(self.seed, sample.epoch, sample.key, image.height, image.width)
-        reduction = int(self.crop.reduction(np.array([box], np.float32))[0])
-        pixels = decode(image, reduction=reduction)
-        if reduction > 1 and pixels.shape[0] < image.height:
-            box = (*(side // reduction for side in box[:4]), box[4])  # type: ignore[assignment]
-        return cut_out(pixels, box, self.crop.sides, interpolation=self.crop.interpolation)
-
-
-def stream_loader(
-    index: StreamIndex, share: Share, *, crop: TrainCrop, seed: int, work: Work
-) -> Callable[[int], DataLoader[Any]]:
-    """Returns what starts at a step with one process's share of a stream: see WARNING."""
-    if share.rank == 0:
-        log.warning(WARNING, index.urls[0])
-    stream = _Stream(
-        index=index, crop=crop, seed=seed, batch_size=share.micro, rank=share.rank,
-        world_size=share.world_size, workers=work.workers,
-    )  # fmt: skip
-
-    def begin(step: int) -> DataLoader[Any]:
-        stream.first_image = step * share.batch_size
-        return _make_loader(stream, work)
-
-    return begin
-
-
-def stream_val_loader(
-    index: StreamIndex, *, crop: EvalCrop, batch_size: int, rank: int, world_size: int, work: Work
-) -> EvalLoader:
-    """Returns one process's share of a streamed validation set: whole shards, each once.
-
-    The number of batches is about right: how the images spread over the shards is not known.
-    """
-    stream = _Stream(
-        index=index, crop=crop, seed=0, batch_size=batch_size, rank=rank, world_size=world_size,
-        workers=work.workers,
-    )  # fmt: skip
-    return EvalLoader(_make_loader(stream, work), -(-index.n_images // (world_size * batch_size)))
-
-
-def _make_loader(stream: _Stream, work: Work) -> DataLoader[Any]:
-    batch_bytes = 3 * stream.batch_size * math.prod(stream.crop.sides)
-    # Workers end with an iteration: each starts at another image.
-    return make_data_loader(
-        stream, items=None, work=work, batch_bytes=batch_bytes, persistent=False
-    )
+            image = read_header(sample.data)
+            if isinstance(crop, EvalCrop):
+                return centre(decode(image), crop)
+            where = (sample.epoch, sample.key, image.height, image.width)
+            box = np.array([crop.box(self.seed, *where)], np.float32)
+            reduction = int(crop.reduction(box)[0])
+            pixels = decode(image, reduction=reduction)
+            if reduction > 1 and pixels.shape[0] < image.height:
+                box[:, :4] //= reduction
+            return cut_out(pixels, box[0].tolist(), crop.sides, interpolation=crop.interpolation)
 
 
 def _reason(url: str, error: BaseException) -> str:

@@ -8,10 +8,11 @@ import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vitwarm.errors import ShardError
-from vitwarm.shards.read.labels import ELSEWHERE, LABEL_ENDINGS, Labels, NoLabel
+from vitwarm.shards.read.labels import LABEL_ENDINGS, Labels, NoLabel
 from vitwarm.shards.read.rows import (
     IMAGE_ENDINGS,
     MAX_MEMBER_BYTES,
@@ -45,22 +46,20 @@ class Raw(NamedTuple):
     """Address and key, for messages."""
 
 
+@dataclass
 class TarStream:
     """Iterates over the labelled images of one tar, or of several that were joined with `cat`.
 
     Members of one key follow one another. Nothing runs: endings are allow-listed, sizes capped.
     """
 
-    def __init__(self, stream: Any, url: str, how: Labels, n_classes: int | None) -> None:
-        """Takes what an opener returns.
-
-        Args:
-            url: for messages.
-            n_classes: labels from so many on are refused; None: any label goes.
-        """
-        self.stream, self.url, self.how, self.n_classes = stream, url, how, n_classes
-        self.n_skipped = 0
-        """Members added by macOS."""
+    stream: Any
+    url: str
+    how: Labels
+    n_classes: int | None
+    """Labels from so many on are refused; None: any label goes."""
+    n_skipped: int = 0
+    """Members added by macOS."""
 
     def __iter__(self) -> Iterator[Raw]:
         """Raises: ShardError: a bad label, a member too large; BROKEN: a tar that is not whole."""
@@ -84,12 +83,10 @@ class TarStream:
             with tarfile.open(fileobj=source, mode="r|") as tar:  # type: ignore[call-overload]
                 for member in tar:
                     tar.members = []
-                    yield from self._member(tar, member)
+                    yield from self._read(tar, member)
                 is_more = source.find_behind(tar.fileobj)
 
-    def _member(
-        self, tar: tarfile.TarFile, member: tarfile.TarInfo
-    ) -> Iterator[tuple[bytes, str, bytes]]:
+    def _read(self, tar: Any, member: tarfile.TarInfo) -> Iterator[tuple[bytes, str, bytes]]:
         full = member.name.encode("utf-8", "surrogateescape")
         if is_litter(full):
             self.n_skipped += 1
@@ -106,9 +103,7 @@ class TarStream:
                 f"{self.url}: member {member.name} has {member.size:,} bytes; at most {limit:,} "
                 "are read. Take it out of the shard."
             )
-        content = tar.extractfile(member)
-        assert content is not None
-        yield name, wanted, content.read()
+        yield name, wanted, tar.extractfile(member).read()
 
     def _whole(self, key: bytes, parts: dict[str, bytes]) -> Iterator[Raw]:
         image = next((parts[ending] for ending in IMAGE_ENDINGS if ending in parts), None)
@@ -118,10 +113,7 @@ class TarStream:
         name = f"{self.url}: image {text!r}"
         ending = next((ending for ending in self.how.endings if ending in parts), "")
         if self.how.endings and not ending:
-            raise ShardError(
-                f"{name} has no label; there is no {self.how.wanted(text)} right beside it. Label "
-                f"it. {ELSEWHERE}"
-            )
+            raise ShardError(f"{self.url}: {self.how.missing(text)}")
         try:
             label = self.how.read(ending, parts[ending]) if ending else self.how.of_folder(key)
         except NoLabel as error:

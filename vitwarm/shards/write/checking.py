@@ -15,10 +15,10 @@ from vitwarm.shards.bars import make_bar
 from vitwarm.shards.load.decode import UnreadableImage, decode, quiet, read_header
 from vitwarm.shards.read.index import ShardIndex
 from vitwarm.shards.read.labels import LabelOptions
-from vitwarm.shards.read.places import read_at
 from vitwarm.shards.read.rows import ShardRows, read_shard
 from vitwarm.shards.read.scan import DOTTED, beside
 from vitwarm.shards.read.sources import Source, find_shards
+from vitwarm.shards.read.walk import read_at
 from vitwarm.shards.write.pool import sharing
 
 _WNID = re.compile(rb"(?:.*/)?(n\d{8})_")
@@ -28,6 +28,11 @@ _PIECE = 256
 _NAMED = 50
 #: Fewer images than this are decoded before other processes have started.
 _ALONE = 2000
+
+
+Parts = Sequence[tuple[Path, ShardRows]]
+#: Images to decode: their tar, offsets, sizes and keys.
+Piece = tuple[Path, np.ndarray, np.ndarray, list[bytes]]
 
 
 @dataclass
@@ -46,19 +51,13 @@ class Findings:
 
 
 def check_shards(
-    source: str,
-    *,
-    decode: bool = True,
-    workers: int = 1,
-    **how: Unpack[LabelOptions],
+    source: str, *, decode: bool = True, workers: int = 1, **how: Unpack[LabelOptions]
 ) -> Findings:
-    """Reads every header and label, and decodes every image.
+    """Reads every header and label, and decodes every image unless told not to.
 
     Args:
-        source: as `ShardIndex.open` takes it.
-        decode: decode all images, not only their headers' tar entries.
+        source, how: as `ShardIndex.open` takes them.
         workers: processes that decode.
-        how: labels are read.
     Raises: ShardError: no shards there at all, or images without a label everywhere.
     """
     found = find_shards(source)
@@ -106,13 +105,10 @@ def describe(index: ShardIndex) -> dict[str, Any]:
     }
 
 
-def _check_counts(
-    source: Source, parts: Sequence[tuple[Path, ShardRows]], findings: Findings
-) -> None:
+def _check_counts(source: Source, parts: Parts, findings: Findings) -> None:
     counts = {path: len(rows.keys) for path, rows in parts}
-    findings.problems += [
-        f"{path} holds no labelled images." for path, n in counts.items() if not n
-    ]
+    empty = [path for path, n in counts.items() if not n]
+    findings.problems += [f"{path} holds no labelled images." for path in empty]
     findings.problems += source.miscounts(counts)
     for path, rows in parts:
         if rows.n_behind:
@@ -127,16 +123,15 @@ def _check_counts(
         findings.notes.append(
             f"{skipped:,} members that macOS added (._NAME, .DS_Store, __MACOSX/) are skipped."
         )
-    ignored = sum(rows.n_ignored for _, rows in parts)
-    pickles = sum(rows.n_pickles for _, rows in parts)
-    if ignored:
+    if ignored := sum(rows.n_ignored for _, rows in parts):
+        pickles = sum(rows.n_pickles for _, rows in parts)
         findings.notes.append(
             f"{ignored:,} members are neither image nor label and are never read"
             + (f"; {pickles:,} of them are pickles by their names." if pickles else ".")
         )
 
 
-def _check_keys(parts: Sequence[tuple[Path, ShardRows]], findings: Findings) -> None:
+def _check_keys(parts: Parts, findings: Findings) -> None:
     """Names keys that several shards have; within one shard `read_shard` refuses them."""
     first: dict[bytes, Path] = {}
     twins: dict[tuple[Path, Path], list[bytes]] = {}
@@ -152,9 +147,7 @@ def _check_keys(parts: Sequence[tuple[Path, ShardRows]], findings: Findings) -> 
         )
 
 
-def _check_labels(
-    stated: int | None, parts: Sequence[tuple[Path, ShardRows]], findings: Findings
-) -> None:
+def _check_labels(stated: int | None, parts: Parts, findings: Findings) -> None:
     labels = np.concatenate([rows.labels for _, rows in parts])
     largest = int(labels.max())
     findings.n_classes = stated or largest + 1
@@ -168,11 +161,9 @@ def _check_labels(
     sizes = np.bincount(labels, minlength=findings.n_classes)
     empty = np.flatnonzero(sizes[: findings.n_classes] == 0)
     if len(empty):
-        findings.notes.append(
-            f"{len(empty):,} of {findings.n_classes:,} classes have no image (class {empty[0]} "
-            "first)."
-        )
-    _check_wnids(parts, labels, findings)
+        of = f"{len(empty):,} of {findings.n_classes:,} classes"
+        findings.notes.append(f"{of} have no image (class {empty[0]} first).")
+    _check_wnids(parts, findings)
     together = [rows.labels[1:] == rows.labels[:-1] for _, rows in parts]
     chance = float(((sizes / len(labels)) ** 2).sum())
     share = float(np.concatenate(together).mean()) if sum(map(len, together)) else 0.0
@@ -183,9 +174,7 @@ def _check_labels(
         )
 
 
-def _check_wnids(
-    parts: Sequence[tuple[Path, ShardRows]], labels: np.ndarray, findings: Findings
-) -> None:
+def _check_wnids(parts: Parts, findings: Findings) -> None:
     """ImageNet's keys begin with a WordNet id; its classes are these ids in sorted order."""
     label_of: dict[bytes, int] = {}
     for path, rows in parts:
@@ -205,15 +194,12 @@ def _check_wnids(
         )
 
 
-def _check_images(
-    parts: Sequence[tuple[Path, ShardRows]], findings: Findings, workers: int
-) -> None:
-    pieces = [
-        (path, rows.offsets[first : first + _PIECE], rows.sizes[first : first + _PIECE],
-         rows.keys[first : first + _PIECE])
-        for path, rows in parts
-        for first in range(0, len(rows.keys), _PIECE)
-    ]  # fmt: skip
+def _check_images(parts: Parts, findings: Findings, workers: int) -> None:
+    pieces: list[Piece] = []
+    for path, rows in parts:
+        for first in range(0, len(rows.keys), _PIECE):
+            some = slice(first, first + _PIECE)
+            pieces.append((path, rows.offsets[some], rows.sizes[some], rows.keys[some]))
     bad: list[str] = []
     with (
         sharing(1 if findings.n_images < _ALONE else workers) as run,
@@ -228,9 +214,7 @@ def _check_images(
         findings.problems.append(f"{len(bad):,} images in all do not decode.")
 
 
-def decode_piece(
-    piece: tuple[Path, np.ndarray, np.ndarray, list[bytes]],
-) -> tuple[int, list[str]]:
+def decode_piece(piece: Piece) -> tuple[int, list[str]]:
     """Decodes some images of one tar; returns how many it tried, and a sentence per bad one."""
     path, offsets, sizes, keys = piece
     bad = []

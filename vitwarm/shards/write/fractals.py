@@ -80,7 +80,17 @@ def write_fractals(
     Returns: the images of each split.
     Raises: ShardError: a number out of range, or `out` holds shards or cannot be written.
     """
-    check_fractals(what, workers=workers, images_per_shard=images_per_shard)
+    for name, value, low, high in (
+        ("classes", what.n_classes, 2, MAX_CLASSES),
+        ("per-class", what.per_class, 1, 1 << 24),
+        ("val-per-class", what.val_per_class, 0, 1 << 24),
+        ("size", what.size, 32, 2048),
+        ("points", what.points, 1000, 100_000_000),
+        ("workers", workers, 1, 4096),
+        ("images-per-shard", images_per_shard, 1, 1 << 24),
+    ):
+        if not low <= value <= high:
+            raise ShardError(f"--{name} is {value:,}; it must lie from {low:,} to {high:,}.")
     check_empty(out, own="fractals-")
     splits = {}
     with sharing(workers) as run:
@@ -98,21 +108,6 @@ def write_fractals(
     plain = [{"maps": maps.tolist(), "attempts": attempts} for maps, attempts in systems]
     write_text(out / "fractals.json", json.dumps({**what._asdict(), "classes": plain}) + "\n")
     return counts
-
-
-def check_fractals(what: FractalSet, *, workers: int, images_per_shard: int) -> None:
-    """Raises ShardError: a number out of range."""
-    for name, value, low, high in (
-        ("classes", what.n_classes, 2, MAX_CLASSES),
-        ("per-class", what.per_class, 1, 1 << 24),
-        ("val-per-class", what.val_per_class, 0, 1 << 24),
-        ("size", what.size, 32, 2048),
-        ("points", what.points, 1000, 100_000_000),
-        ("workers", workers, 1, 4096),
-        ("images-per-shard", images_per_shard, 1, 1 << 24),
-    ):
-        if not low <= value <= high:
-            raise ShardError(f"--{name} is {value:,}; it must lie from {low:,} to {high:,}.")
 
 
 def _shuffled_jobs(

@@ -16,8 +16,8 @@ import numpy as np
 from vitwarm.errors import ShardError, nearest
 from vitwarm.seeding import hash_bits, shuffled
 from vitwarm.shards.choose.fraction import fraction_order
-from vitwarm.shards.read.places import read_at
-from vitwarm.shards.read.rows import IMAGE_ENDINGS, hash_key, is_litter
+from vitwarm.shards.read.rows import IMAGE_ENDINGS, hash_keys, is_litter, tell_litter
+from vitwarm.shards.read.walk import read_at
 from vitwarm.shards.write.writer import IMAGES_PER_SHARD, Sample, check_empty, write_set
 
 log = logging.getLogger("vitwarm")
@@ -72,7 +72,7 @@ def make_shards(
         raise ShardError(f"--images-per-shard is {images_per_shard}; it must be at least 1.")
     if not 0 <= val_share < 1:
         raise ShardError(f"--val-share is {val_share}; it must be at least 0 and below 1.")
-    name = _choose_name(source) if name is None else _check_name(name)
+    name = _choose_name(source, name)
     check_empty(out, own=f"{name}-")
     source, val = _find_parts(source, val)
     train = find_images(source)
@@ -87,7 +87,7 @@ def make_shards(
     samples = {}
     for split, images in splits.items():
         keys = make_keys(images)
-        turn = shuffled(_hashes(keys), seed, "make", split).tolist()
+        turn = shuffled(hash_keys(map(os.fsencode, keys)), seed, "make", split).tolist()
         mixed = [(keys[k], images[k]) for k in turn]
         samples[split] = len(images), _samples(mixed, label_of)
     return write_set(out, name, samples, classes, images_per_shard=images_per_shard)
@@ -107,13 +107,13 @@ def find_images(
         raise ShardError(f"There is no {source}. Give a folder of class folders, or a tar of tars.")
     every = _of_folder(source) if source.is_dir() else _of_tar(source)
     images = [image for image in every if _ending(image.name) in IMAGE_ENDINGS]
-    if len(images) < len(every):
-        other = next(image for image in every if _ending(image.name) not in IMAGE_ENDINGS)
+    others = [image.name for image in every if _ending(image.name) not in IMAGE_ENDINGS]
+    if others:
         log.warning(
             "%d file(s) under %s are no JPEG, PNG or WebP by name and were left out, %s first",
-            len(every) - len(images),
+            len(others),
             source,
-            other.name,
+            others[0],
         )
     if labels is not None:
         images = _with_labels(images, labels, classes)
@@ -156,16 +156,10 @@ def _samples(images: Sequence[tuple[str, ImageFile]], label_of: dict[str, int]) 
         yield Sample(key, _WRITTEN_AS.get(ending, ending), data, label_of[image.class_name])
 
 
-def _hashes(keys: Sequence[str]) -> np.ndarray:
-    return np.array([hash_key(os.fsencode(key)) for key in keys], np.uint64)
-
-
-def _choose_name(source: Path) -> str:
-    home = Path(os.path.abspath(source))
-    return _plain_name((home.parent if home.name == "train" else home).name.partition(".")[0])
-
-
-def _check_name(name: str) -> str:
+def _choose_name(source: Path, name: str | None) -> str:
+    if name is None:
+        home = Path(os.path.abspath(source))
+        return _plain_name((home.parent if home.name == "train" else home).name.partition(".")[0])
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
         raise ShardError(
             f"--name is {name!r}; it begins the tars' names, so it may hold letters, digits, "
@@ -202,45 +196,34 @@ def _of_folder(root: Path) -> list[ImageFile]:
 def _of_tar(path: Path) -> list[ImageFile]:
     """Images of a tar: in tars named as their class, in folders, or loose."""
     found: list[ImageFile] = []
-    n_litter = 0
+    litter: list[str] = []
 
     def files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-        nonlocal n_litter
         for member in tar:
-            litter = is_litter(os.fsencode(member.name))
-            n_litter += litter
-            if member.isfile() and not litter:
+            if is_litter(os.fsencode(member.name)):
+                litter.append(member.name)
+            elif member.isfile():
                 yield member
 
     try:
         with tarfile.open(path, "r:") as outer:
             for member in files(outer):
+                place = member.offset_data
                 if member.name.endswith(".tar"):
                     with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
-                        class_name = Path(member.name).stem
+                        kind = Path(member.name).stem
                         found += [
-                            ImageFile(
-                                one.name,
-                                class_name,
-                                path,
-                                member.offset_data + one.offset_data,
-                                one.size,
-                            )
+                            ImageFile(one.name, kind, path, place + one.offset_data, one.size)
                             for one in files(inner)
                         ]
-                    continue
-                folder, _, name = member.name.removeprefix("./").rpartition("/")
-                class_name = folder.rpartition("/")[2]
-                found.append(ImageFile(name, class_name, path, member.offset_data, member.size))
+                else:
+                    folder, _, name = member.name.removeprefix("./").rpartition("/")
+                    kind = folder.rpartition("/")[2]
+                    found.append(ImageFile(name, kind, path, place, member.size))
     except (tarfile.TarError, OSError) as error:
         raise ShardError(f"{path} is not a readable tar ({error}). Fetch it again.") from error
-    if n_litter:
-        log.warning(
-            "%s holds %d member(s) added by macOS (._NAME, .DS_Store, __MACOSX/). They are "
-            "skipped.",
-            path,
-            n_litter,
-        )
+    if litter:
+        tell_litter(path, len(litter))
     return found
 
 
@@ -260,15 +243,16 @@ def _with_labels(
             name = words[1]
             known = name.isdigit() and name not in classes and int(name) < len(classes)
             class_of[_stem(words[0])] = classes[int(name)] if known else name
-    missing = next(
-        (image for image in images if _stem(Path(image.name).name) not in class_of), None
-    )
-    if missing is not None:
-        raise ShardError(
-            f"{labels} has no line for the image {missing.name}. Lines read NAME CLASS, or "
-            "NAME,CLASS as in LOC_val_solution.csv."
-        )
-    return [i._replace(class_name=class_of[_stem(Path(i.name).name)]) for i in images]
+    found = []
+    for image in images:
+        stem = _stem(Path(image.name).name)
+        if stem not in class_of:
+            raise ShardError(
+                f"{labels} has no line for the image {image.name}. Lines read NAME CLASS, or "
+                "NAME,CLASS as in LOC_val_solution.csv."
+            )
+        found.append(image._replace(class_name=class_of[stem]))
+    return found
 
 
 def _check_classes(images: Sequence[ImageFile], label_of: dict[str, int], val: Path) -> None:
@@ -284,7 +268,7 @@ def _split(
     images: Sequence[ImageFile], label_of: dict[str, int], share: float, seed: int
 ) -> dict[str, list[ImageFile]]:
     labels = np.array([label_of[image.class_name] for image in images])
-    hashes, own_seed = _hashes(make_keys(images)), hash_bits(seed, "validation")
+    hashes, own_seed = hash_keys(map(os.fsencode, make_keys(images))), hash_bits(seed, "validation")
     order = fraction_order(hashes, labels, seed=own_seed).tolist()
     n = round(share * len(images))
     if not 0 < n < len(images):

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
-
 from vitwarm.errors import ShardError
 from vitwarm.seeding import shuffled
-from vitwarm.shards.read.rows import hash_key
+from vitwarm.shards.read.rows import hash_keys
 from vitwarm.shards.write.writer import Sample, check_empty, write_set
 
 #: In VOC's order, in which their masks number them from 1.
@@ -55,8 +53,7 @@ def make_voc_shards(
         keys = sorted(_read(lists / f"{theirs}.txt").decode().split())
         if not keys:
             raise ShardError(f"{lists / theirs}.txt names no images. Download VOC again.")
-        hashes = np.array([hash_key(key.encode()) for key in keys], np.uint64)
-        turn = shuffled(hashes, 0, "voc", split)
+        turn = shuffled(hash_keys(key.encode() for key in keys), 0, "voc", split)
         samples[split] = len(keys), _samples(source, [keys[k] for k in turn])
     return write_set(out, name, samples, CLASSES, images_per_shard=images_per_shard)
 
@@ -87,22 +84,15 @@ def read_annotation(path: Path) -> list[dict[str, Any]]:
 def _samples(source: Path, keys: list[str]) -> Iterator[Sample]:
     for key in keys:
         objects = read_annotation(source / "Annotations" / f"{key}.xml")
-        largest = max(objects, key=_area)
-        facts = {
-            "boxes": [thing["box"] for thing in objects],
-            "classes": [thing["class"] for thing in objects],
-        }
+        kinds, boxes = ([thing[name] for thing in objects] for name in ("class", "box"))
+        areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes]
+        facts = {"boxes": boxes, "classes": kinds}
         beside = {"json": json.dumps(facts).encode()}
         mask = source / "SegmentationClass" / f"{key}.png"
         if mask.is_file():
             beside["mask.png"] = _read(mask)
         image = _read(source / "JPEGImages" / f"{key}.jpg")
-        yield Sample(key, "jpg", image, CLASSES.index(largest["class"]), beside)
-
-
-def _area(thing: dict[str, Any]) -> float:
-    x0, y0, x1, y1 = thing["box"]
-    return float((x1 - x0) * (y1 - y0))
+        yield Sample(key, "jpg", image, CLASSES.index(kinds[areas.index(max(areas))]), beside)
 
 
 def _read(path: Path) -> bytes:

@@ -6,15 +6,20 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import webdataset as wds
 
 from vitwarm.errors import ShardError
 from vitwarm.files import write_text
+from vitwarm.seeding import shuffled
 from vitwarm.shards.bars import make_bar
+from vitwarm.shards.choose.fraction import Subset, class_names
+from vitwarm.shards.load.reader import ImageReader
+from vitwarm.shards.read.index import ShardIndex
 
 #: As many as the hub's ImageNet shards have.
 IMAGES_PER_SHARD = 1250
@@ -40,10 +45,9 @@ def write_set(
     *,
     images_per_shard: int = IMAGES_PER_SHARD,
 ) -> dict[str, int]:
-    """Writes the shards of every split, with a bar for each, and what lies beside them.
+    """Writes the shards of every split, `<name>-<split>-0000.tar` and so on, and what lies beside.
 
     Args:
-        name: the tars are called `<name>-<split>-0000.tar` and so on.
         splits: how many samples a split has, and those.
         classes: names in the order of the labels.
         images_per_shard: about.
@@ -107,6 +111,41 @@ def write_shards(
     return lengths
 
 
+def materialise(
+    index: ShardIndex,
+    subset: Subset,
+    out: Path,
+    *,
+    split: str = "train",
+    labels: Sequence[int] | None = None,
+) -> None:
+    """Writes some images of an index as new tars, bytes as they are, in random order.
+
+    Keys stay, so that smaller fractions of the new shards are those of the old ones; they lie in
+    `subset.txt` too, beside what `write_set` writes.
+
+    Args:
+        labels: the classes to keep, numbered anew from 0 in this order; none: all, as they are.
+    Raises: ShardError: `out` holds shards already or cannot be written.
+    """
+    check_empty(out)
+    kept = range(index.n_classes) if labels is None else labels
+    new_label = {old: new for new, old in enumerate(kept)}
+    reader = ImageReader(index, subset.rows)
+    rows = subset.rows[shuffled(np.asarray(index.key_hashes)[subset.rows], 0, "materialise")]
+
+    def samples() -> Iterator[Sample]:
+        for row in rows.tolist():
+            data = reader.read(row)
+            ending = "png" if data[:4] == b"\x89PNG" else "webp" if data[8:12] == b"WEBP" else "jpg"
+            yield Sample(index.keys[row], ending, data, new_label[int(index.labels[row])])
+
+    names = class_names(index)
+    splits = {split: (len(rows), samples())}
+    write_set(out, out.resolve().name or "subset", splits, [names[label] for label in kept])
+    write_text(out / "subset.txt", "".join(f"{index.keys[row]}\n" for row in subset.rows))
+
+
 def check_empty(folder: Path, *, own: str | None = None) -> None:
     """Refuses to mix new shards with others.
 
@@ -133,19 +172,14 @@ def write_info(
         classes: names in the order of the labels.
     Raises: RunError: the folder cannot be written.
     """
-    plain: dict[str, Any] = {
-        "name": name,
-        "num_classes": len(classes),
-        "splits": {
-            split: {
-                "name": split,
-                "filenames": list(lengths),
-                "shard_lengths": list(lengths.values()),
-                "num_samples": sum(lengths.values()),
-            }
-            for split, lengths in splits.items()
-        },
-    }
+    plain: dict[str, Any] = {"name": name, "num_classes": len(classes), "splits": {}}
+    for split, lengths in splits.items():
+        plain["splits"][split] = {
+            "name": split,
+            "filenames": list(lengths),
+            "shard_lengths": list(lengths.values()),
+            "num_samples": sum(lengths.values()),
+        }
     write_text(folder / "classes.txt", "\n".join(classes) + "\n")
     write_text(folder / "_info.json", json.dumps(plain, indent=1) + "\n")
 
