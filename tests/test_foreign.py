@@ -218,6 +218,12 @@ def test_a_file_is_what_it_holds_and_not_what_it_is_called(tmp_path: Path) -> No
     for name in ("w.pth", "w.safetensors"):
         made = import_weights(tmp_path / name, tmp_path / "t", model=VIT, **SMALL)
         assert torch.equal(made.trunk.tensors["norm.bias"], state["norm.bias"])
+    for length in (0x80, 0x4B50):  # of a header: what a pickle and what a zip begins with
+        header = json.dumps({"__metadata__": {"pad": ""}})
+        header = json.dumps({"__metadata__": {"pad": " " * (length - len(header))}})
+        (tmp_path / "w.safetensors").write_bytes(length.to_bytes(8, "little") + header.encode())
+        with pytest.raises(TrunkError, match="holds no blocks"):
+            import_weights(tmp_path / "w.safetensors", tmp_path / "t", model=VIT, **SMALL)
     pointer = tmp_path / "pointer.safetensors"
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(ModelError, match=r"a pointer of Git LFS.*git lfs pull"):

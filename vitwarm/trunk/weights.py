@@ -69,9 +69,10 @@ def _is_safetensors(path: Path) -> bool:
         raise ModelError(
             f"{path} is a pointer of Git LFS, not the weights themselves. Fetch them: git lfs pull."
         )
-    if head.startswith((b"PK", b"\x80")):  # what torch.save writes, and pickles
-        return False
-    return head[8:9] == b"{" or path.suffix == ".safetensors"
+    if head[8:9] == b"{":  # behind the header's length, which may be any bytes
+        return True
+    is_pickle = head.startswith((b"PK", b"\x80"))  # what torch.save writes, or a plain one
+    return not is_pickle and path.suffix == ".safetensors"
 
 
 def _load_pickle(path: Path) -> Mapping[str, Any]:
