@@ -19,13 +19,19 @@ from torch.nn import functional
 from vitwarm.cli import main
 from vitwarm.errors import ConfigError, ModelError, ShardError
 from vitwarm.handoff import attach, export_model
-from vitwarm.probe.attention import attention_figures, find_outliers, patch_distances
+from vitwarm.probe.blocks import (
+    attention_figures,
+    block_norms,
+    effective_rank,
+    find_outliers,
+    patch_distances,
+    singular_values,
+    weight_figures,
+)
+from vitwarm.probe.features import PENALTIES, Ridge, linear_cka, neighbour_percent, probe_percent
 from vitwarm.probe.figures import FIGURES
 from vitwarm.probe.images import ProbeImages
-from vitwarm.probe.linear import PENALTIES, Ridge, neighbour_percent, probe_percent
 from vitwarm.probe.models import load_all
-from vitwarm.probe.similarity import linear_cka
-from vitwarm.probe.weights import block_norms, effective_rank, singular_values, weight_figures
 from vitwarm.trunk import build_model, save_trunk
 from vitwarm.trunk.inside import BlockView, head_matrices, watching
 

@@ -15,8 +15,7 @@ from PIL import Image
 from vitwarm.cli import main
 from vitwarm.errors import ShardError
 from vitwarm.handoff import export_model
-from vitwarm.probe.images import ProbeImages
-from vitwarm.probe.scenes import Scenes, region_boxes
+from vitwarm.probe.images import ProbeImages, Scenes, region_boxes
 from vitwarm.probe.spatial import (
     attended_box,
     confusion,

@@ -20,7 +20,7 @@ from vitwarm.report.analyse import choose_colors
 from vitwarm.report.compare import compare
 from vitwarm.report.drawings import draw_all
 from vitwarm.report.panel import Scale, ratio_ticks, spread, tick_text, ticks
-from vitwarm.report.points import to_csv
+from vitwarm.report.tables import picture_csv
 
 VOID = {"meta", "link", "line", "path", "circle", "rect", "polygon", "br"}
 
@@ -202,12 +202,13 @@ def test_a_saving_says_how_many_seeds_it_is_from(tmp_path: Path) -> None:
 def test_a_pictures_numbers_are_those_of_every_seed(tmp_path: Path) -> None:
     write_sweep(tmp_path / "runs", arms={"default": law, "a, b": law}, seeds=3)
     (analysis,) = run_report([tmp_path / "runs"], tmp_path / "out").analyses
-    for name, _, _ in draw_all(analysis):
-        rows = list(csv.reader(to_csv(analysis, name).splitlines()))
+    texts = {name: picture_csv(draw(width)) for name, width, draw in draw_all(analysis)}
+    for name, text in texts.items():
+        rows = list(csv.reader(text.splitlines()))
         assert len(rows) > 3, name
         assert {len(row) for row in rows} == {len(rows[0])}
-        assert not re.search("[−–]", to_csv(analysis, name))
-    rows = list(csv.reader(to_csv(analysis, "accuracy").splitlines()))
+        assert not re.search("[−–]", text)
+    rows = list(csv.reader(texts["accuracy"].splitlines()))
     assert rows[0] == ["arm", "images", "seed", "top1_percent"]
     points = {(c.arm, c.n_images, p.seed): p.value for c in analysis.cells for p in c.points}
     assert {(a, int(n), int(s)): float(v) for a, n, s, v in rows[1:]} == pytest.approx(points)

@@ -11,8 +11,7 @@ from PIL import Image
 
 from vitwarm.cli import main
 from vitwarm.errors import ShardError
-from vitwarm.probe.images import ProbeImages
-from vitwarm.probe.scenes import Scenes
+from vitwarm.probe.images import ProbeImages, Scenes
 from vitwarm.shards import ShardIndex
 from vitwarm.shards.write.voc import make_voc_shards, read_annotation
 

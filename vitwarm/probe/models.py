@@ -21,16 +21,26 @@ COLD = "cold"
 
 @dataclass(frozen=True)
 class Probed:
-    """A model that is probed."""
+    """A plain timm ViT that is probed, in eval mode."""
 
     label: str
     vit: Any
-    """A plain timm ViT, in eval mode."""
     start: str
     """Where its weights come from, in words."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """Per channel, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        """Raises: ModelError, ConfigError: no plain ViT on square colour images."""
+        check_plain(self.vit, self.label)
+        height, width = self.vit.patch_embed.img_size
+        if height != width:
+            raise ConfigError(
+                f"{self.label} takes images of {width} x {height} pixels; only square ones are "
+                "probed. Give img_size as one number when it is handed off."
+            )
+        self.vit.eval().requires_grad_(False)
 
     @property
     def size(self) -> int:
@@ -74,10 +84,11 @@ def load_all(words: Sequence[str], *, seed: int) -> list[Probed]:
 
 
 def _split(word: str) -> tuple[str, str]:
+    """The label of a model, and what is left of its word."""
     label, equals, rest = word.partition("=")
-    if equals and label and not Path(word).exists():
-        return label, rest
     path = Path(word)
+    if equals and label and not path.exists():
+        return label, rest
     if path.name == "export" and path.resolve().parent.name:
         return path.resolve().parent.name, word
     return (path.name.removesuffix(".safetensors") or word), word
@@ -89,33 +100,17 @@ def _load(label: str, word: str, seed: int) -> Probed:
     if (export / "config.json").is_file() or ("." in word and timm.is_model(word)):
         vit, _ = start_from(word if export == folder else export, seed=seed)
         config: Any = vit.pretrained_cfg
-        mean, std, start = config["mean"], config["std"], f"as exported: {export}"
-    else:
-        trunk = load_trunk(word)
-        kwargs = json.loads(trunk.metadata.get("model_args", "{}"))
-        vit, _ = attach(trunk, model=trunk.metadata.get("model", ""), seed=seed, **kwargs)
-        mean, std, start = _MEAN, _STD, f"trunk {word}; the rest is fresh, seed {seed}"
-    return _ready(Probed(label, vit, start, tuple(mean), tuple(std)))
+        mean, std = tuple(config["mean"]), tuple(config["std"])
+        return Probed(label, vit, f"as exported: {export}", mean, std)
+    trunk = load_trunk(word)
+    kwargs = json.loads(trunk.metadata.get("model_args", "{}"))
+    vit, _ = attach(trunk, model=trunk.metadata.get("model", ""), seed=seed, **kwargs)
+    # What is not trained yet is shown images as `vitwarm train` would show them.
+    mean, std = tuple(TrainConfig().mean), tuple(TrainConfig().std)
+    return Probed(label, vit, f"trunk {word}; the rest is fresh, seed {seed}", mean, std)
 
 
 def _cold(label: str, like: Probed, seed: int) -> Probed:
     facts = model_facts(like.vit)
     vit = build_model(facts["model"], seed=seed, **json.loads(facts["model_args"]))
-    start = f"timm's initialisation, seed {seed}"
-    return _ready(Probed(label, vit, start, like.mean, like.std))
-
-
-#: What is not trained yet is shown images as `vitwarm train` would show them.
-_MEAN, _STD = TrainConfig().mean, TrainConfig().std
-
-
-def _ready(probed: Probed) -> Probed:
-    check_plain(probed.vit, probed.label)
-    height, width = probed.vit.patch_embed.img_size
-    if height != width:
-        raise ConfigError(
-            f"{probed.label} takes images of {width} x {height} pixels; only square ones are "
-            "probed. Give img_size as one number when it is handed off."
-        )
-    probed.vit.eval().requires_grad_(False)
-    return probed
+    return Probed(label, vit, f"timm's initialisation, seed {seed}", like.mean, like.std)

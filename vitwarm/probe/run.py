@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from vitwarm.augment import normalise
-from vitwarm.probe.attention import attention_figures, patch_distances
+from vitwarm.probe.blocks import attention_figures, patch_distances, weight_figures
+from vitwarm.probe.features import linear_cka, neighbour_percent, probe_percent
 from vitwarm.probe.figures import definitions
-from vitwarm.probe.images import ProbeImages
-from vitwarm.probe.linear import neighbour_percent, probe_percent
+from vitwarm.probe.images import ProbeImages, Scenes
 from vitwarm.probe.models import Probed
-from vitwarm.probe.scenes import Scenes
-from vitwarm.probe.similarity import linear_cka
 from vitwarm.probe.spatial import SpatialProbe
-from vitwarm.probe.weights import weight_figures
 from vitwarm.records import code_version
 from vitwarm.shards.bars import make_bar
 from vitwarm.trunk import model_facts, patch_grid
@@ -37,11 +34,10 @@ def run_probe(
     Raises: ShardError: images, masks or boxes that cannot be used.
     """
     scenes = Scenes(images)
-    passes = []
-    for probed in models:
-        passes.append(Pass(probed, images, scenes, device))
-        passes[-1].go()
-    founds = [one.found() for one in passes]
+    passes = [Pass(probed, images, scenes, device) for probed in models]
+    for way in passes:
+        way.go()
+    founds = [way.found() for way in passes]
     for (a, one), (b, other) in itertools.combinations(zip(passes, founds, strict=True), 2):
         if a.probed.depth == b.probed.depth:
             found = [linear_cka(x, y) for x, y in zip(a.features, b.features, strict=True)]
@@ -57,39 +53,31 @@ def run_probe(
 
 
 class Pass:
-    """One model's way through all images, and what was seen on it."""
+    """One model's way through all images, and what was seen on it.
+
+    Attributes:
+        features: float32 [depth, n, D], means of the patch tokens that leave each block.
+        pooled: float32 [n, D] in parts, what the model's own head would see.
+    """
 
     def __init__(
         self, probed: Probed, images: ProbeImages, scenes: Scenes, device: torch.device
     ) -> None:
-        """Takes what will be looked at.
-
-        Attributes:
-            features: float32 [depth, n, D], means of the patch tokens that leave each block.
-            pooled: float32 [n, D], what the model's own head would see.
-        """
         self.probed, self.images, self.device = probed, images, device
-        self.grid = patch_grid(probed.vit)
-        self.n_prefix = probed.vit.num_prefix_tokens
+        self.grid, self.n_prefix = patch_grid(probed.vit), probed.vit.num_prefix_tokens
         self.distances_PP = patch_distances(*self.grid).to(device)
+        self.n_tokens = len(self.distances_PP) + self.n_prefix
         self.sums: list[dict[str, Tensor]] = [{} for _ in range(probed.depth)]
         self.features = torch.empty(probed.depth, len(images), probed.vit.embed_dim)
         self.pooled: list[Tensor] = []
         self.now = range(0)
-        self.spatial = SpatialProbe(
-            scenes,
-            self.grid,
-            size=probed.size,
-            n_prefix=self.n_prefix,
-            has_class=probed.vit.cls_token is not None,
-        )
+        self.spatial = SpatialProbe(scenes, probed.vit)
 
     @torch.no_grad()
     def go(self) -> None:
         """Shows the model all images, in batches."""
         vit = self.probed.vit.to(self.device)
-        n_tokens = len(self.distances_PP) + self.n_prefix
-        step = _MOST_NUMBERS // (vit.blocks[0].attn.num_heads * n_tokens**2)
+        step = _MOST_NUMBERS // (vit.blocks[0].attn.num_heads * self.n_tokens**2)
         step = max(1, min(_MOST_IMAGES, step))
         std = torch.tensor(self.probed.std, device=self.device)
         shift = -torch.tensor(self.probed.mean, device=self.device) / std
@@ -97,8 +85,8 @@ class Pass:
         bar = make_bar(self.probed.label, total=len(pixels), unit="image")
         with watching(vit, self._look):
             for first in range(0, len(pixels), step):
-                self.now = range(first, min(first + step, len(pixels)))
-                batch = pixels[first : self.now.stop].to(self.device)
+                batch = pixels[first : first + step].to(self.device)
+                self.now = range(first, first + len(batch))
                 left_BTD = vit.forward_features(normalise(batch, 1 / (255 * std), shift))
                 self.pooled.append(vit.forward_head(left_BTD, pre_logits=True).float().cpu())
                 self.spatial.take(left_BTD[:, self.n_prefix :], self.now)
@@ -121,11 +109,10 @@ class Pass:
         labels = torch.from_numpy(np.unique(images.labels, return_inverse=True)[1])
         is_fit = torch.from_numpy(images.is_fit)
         blocks = []
-        for number, (block, total) in enumerate(zip(vit.blocks, self.sums, strict=True)):
+        for block, total, features in zip(vit.blocks, self.sums, self.features, strict=True):
             means = {name: (value_H / len(images)).tolist() for name, value_H in total.items()}
-            top1 = probe_percent(self.features[number], labels, is_fit)
+            top1 = probe_percent(features, labels, is_fit)
             blocks.append({**means, **weight_figures(block), "linear_probe": top1})
-        n_tokens = len(self.distances_PP) + self.n_prefix
         return {
             "format_version": 1,
             "label": self.probed.label,
@@ -136,7 +123,7 @@ class Pass:
             "grid": list(self.grid),
             "uniform": {
                 "attention_distance": float(self.distances_PP.mean()),
-                "attention_entropy": float(np.log(n_tokens)),
+                "attention_entropy": float(np.log(self.n_tokens)),
             },
             "definitions": definitions(),
             "blocks": blocks,

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitwarm.probe.figures import FIGURES, Figure
+from vitwarm.report.tables import align
+from vitwarm.report.words import number
 
 Found = dict[str, Any]
 """What `run_probe` returns of a model."""
@@ -50,14 +52,17 @@ def terminal_tables(founds: Sequence[Found]) -> str:
     for figure in FIGURES:
         lines = {} if figure.of == "model" else block_lines(founds, figure)
         if lines:
-            parts.append(f"{caption(figure, founds)}\n{_block_table(lines, figure.digits)}")
-    cells = {
-        caption(figure, founds): [number(found[figure.name], figure.digits) for found in founds]
-        for figure in model_figures(founds)
-    }
-    parts.append(_table(["", *(found["label"] for found in founds)], cells))
-    parts.append("\n".join(notes(founds)))
-    return "\n\n".join(parts)
+            shown = shown_blocks(max(map(len, lines.values())))
+            rows = [["block", *(str(k + 1) for k in shown)]]
+            for label, values in lines.items():
+                known = {k: number(value, figure.digits) for k, value in enumerate(values)}
+                rows.append([label, *(known.get(k, "") for k in shown)])
+            parts.append("\n".join([caption(figure, founds), *align(rows)]))
+    rows = [["", *(found["label"] for found in founds)]]
+    for figure in model_figures(founds):
+        cells = [number(found[figure.name], figure.digits) for found in founds]
+        rows.append([caption(figure, founds), *cells])
+    return "\n\n".join([*parts, "\n".join(align(rows)), "\n".join(notes(founds))])
 
 
 def model_figures(founds: Sequence[Found]) -> list[Figure]:
@@ -68,61 +73,29 @@ def model_figures(founds: Sequence[Found]) -> list[Figure]:
 
 def notes(founds: Sequence[Found]) -> list[str]:
     """Returns what a reader needs to trust or doubt the numbers."""
-    images = founds[0]["images"]
+    images, first = founds[0]["images"], founds[0]
     n_test = images["n"] - images["n_fit"]
     said = [
         f"{images['n']:,} images of {images['n_classes']:,} classes from {images['source']}; "
         f"linear probes and k-NN learn from {images['n_fit']:,} and are tested on {n_test:,}, so "
-        f"that a top-1 has a standard error of up to {50 / n_test**0.5:.1f} points.",
-        *_spatial_notes(founds[0]),
-        *(
-            [
-                f"{images['n_unknown']:,} of the tested images are of classes that none to learn "
-                "from has: a linear probe or k-NN cannot get them right. Give more images."
-            ]
-            if images["n_unknown"]
-            else []
-        ),
-        *(f"{found['label']}: {found['start']}." for found in founds),
-        *(note for found in founds for note in found["notes"]),
+        f"that a top-1 has a standard error of up to {50 / n_test**0.5:.1f} points."
     ]
-    return list(dict.fromkeys(said))
-
-
-def _spatial_notes(found: Found) -> list[str]:
-    if not found["n_boxed"]:
-        return []
-    return [
-        f"{found['n_masked']:,} images have masks, {found['n_masked_test']:,} of them test the "
-        f"segmentation; {found['n_boxed']:,} have boxes, stated or around their masks' regions, "
-        "and all of them test the localisation, which learns nothing."
-    ]
-
-
-def number(value: float | None, digits: int) -> str:
-    """Returns a number with so many digits, or a dash."""
-    return "–" if value is None else f"{value:,.{digits}f}"
+    if first["n_boxed"]:
+        said.append(
+            f"{first['n_masked']:,} images have masks, {first['n_masked_test']:,} of them test the "
+            f"segmentation; {first['n_boxed']:,} have boxes, stated or around their masks' "
+            "regions, and all of them test the localisation, which learns nothing."
+        )
+    if images["n_unknown"]:
+        said.append(
+            f"{images['n_unknown']:,} of the tested images are of classes that none to learn from "
+            "has: a linear probe or k-NN cannot get them right. Give more images."
+        )
+    said += [f"{found['label']}: {found['start']}." for found in founds]
+    return list(dict.fromkeys([*said, *(note for found in founds for note in found["notes"])]))
 
 
 def shown_blocks(depth: int) -> list[int]:
     """Returns which blocks a table has room for: spread evenly, with the first and the last."""
     n = min(depth, _MOST_COLUMNS)
     return [round(k * (depth - 1) / max(n - 1, 1)) for k in range(n)]
-
-
-def _block_table(lines: dict[str, list[float | None]], digits: int) -> str:
-    shown = shown_blocks(max(map(len, lines.values())))
-    cells = {
-        label: [number(values[k], digits) if k < len(values) else "" for k in shown]
-        for label, values in lines.items()
-    }
-    return _table(["block", *(str(k + 1) for k in shown)], cells)
-
-
-def _table(heads: list[str], cells: dict[str, list[str]]) -> str:
-    rows = [heads, *([label, *texts] for label, texts in cells.items())]
-    left, *wide = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return "\n".join(
-        f"{label:<{left}}" + "".join(f"  {t:>{w}}" for t, w in zip(texts, wide, strict=True))
-        for label, *texts in rows
-    )

@@ -6,14 +6,17 @@ Source: Caron et al. 2021 (the class token's attention as a segmentation); Simeo
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy import ndimage  # type: ignore[import-untyped]
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from vitwarm.probe.linear import Ridge
-from vitwarm.probe.scenes import IGNORED, Scenes
+from vitwarm.probe.features import Ridge
+from vitwarm.probe.images import IGNORED, Scenes
+from vitwarm.trunk import patch_grid
 from vitwarm.trunk.inside import BlockView
 
 #: LOST grows its seed by the 100 least connected of the some 700 patches of a VOC image.
@@ -25,20 +28,12 @@ LEAST_OVERLAP = 0.5
 class SpatialProbe:
     """Gathers, batch by batch, what segmentation and localisation need."""
 
-    def __init__(
-        self, scenes: Scenes, grid: tuple[int, int], *, size: int, n_prefix: int, has_class: bool
-    ) -> None:
-        """Starts with nothing seen.
-
-        Args:
-            grid: rows and columns of the patches.
-            size: pixels of both sides of the images that the model sees.
-            n_prefix: tokens before the patches.
-            has_class: whether the first of them is a class token.
-        """
-        self.scenes, self.grid, self.size = scenes, grid, size
-        self.n_prefix, self.has_class = n_prefix, has_class
-        self.ridge: Ridge | None = None
+    def __init__(self, scenes: Scenes, vit: Any) -> None:
+        """Starts with nothing seen of a plain timm ViT."""
+        self.scenes, self.grid = scenes, patch_grid(vit)
+        self.size = int(vit.patch_embed.img_size[0])
+        self.n_prefix, self.has_class = vit.num_prefix_tokens, vit.cls_token is not None
+        self.ridge = Ridge(vit.embed_dim, scenes.n_classes)
         self.held_out: dict[int, Tensor] = {}
         self.hits: dict[str, list[bool]] = {"attention": [], "lost": [], "whole": []}
 
@@ -49,12 +44,12 @@ class SpatialProbe:
         asked = heads_BTT[:, 0] if self.has_class else heads_BTT[:, n:].mean(dim=1)
         maps_BP = asked[:, n:].cpu().numpy()
         keys_BPD = view.keys_BHTF[:, :, n:].transpose(1, 2).flatten(2).cpu()
-        for k, place in enumerate(places):
+        for map_P, keys_PD, place in zip(maps_BP, keys_BPD, places, strict=True):
             true = self.scenes.boxes.get(place)
             if true is not None:
                 boxes = {
-                    "attention": attended_box(maps_BP[k].reshape(self.grid)),
-                    "lost": lost_box(keys_BPD[k], self.grid),
+                    "attention": attended_box(map_P.reshape(self.grid)),
+                    "lost": lost_box(keys_PD, self.grid),
                     "whole": np.array([0.0, 0, 1, 1]),
                 }
                 for name, box in boxes.items():
@@ -64,36 +59,29 @@ class SpatialProbe:
         """Takes in the patch tokens behind the final norm: to fit on, or to keep for the test."""
         masked = set(self.scenes.masked)
         for patches_PD, place in zip(patches_BPD.cpu(), places, strict=True):
-            if place not in masked:
-                continue
-            if not self.scenes.images.is_fit[place]:
+            if place in masked and self.scenes.images.is_fit[place]:
+                mask_SS = self.scenes.mask(place, self.size)
+                shares_PK, weight_P = patch_targets(mask_SS, self.grid, self.scenes.n_classes)
+                self.ridge.add(patches_PD, shares_PK, weight_P)
+            elif place in masked:
                 self.held_out[place] = patches_PD
-                continue
-            shares_PK, weight_P = patch_targets(
-                self.scenes.mask(place, self.size), self.grid, self.scenes.n_classes
-            )
-            self.ridge = self.ridge or Ridge(patches_PD.shape[1], self.scenes.n_classes)
-            self.ridge.add(patches_PD, shares_PK, weight_P)
 
     def found(self) -> dict[str, float | int | None]:
         """Returns `miou` and the three CorLocs in percent, None where there was nothing to see."""
-        facts: dict[str, float | int | None] = {
-            f"corloc_{name}": 100 * sum(hits) / len(hits) if hits else None
-            for name, hits in self.hits.items()
-        }
+        fitted = any(self.scenes.images.is_fit[place] for place in self.scenes.masked)
         return {
-            "miou": self._miou(),
-            **facts,
+            "miou": self._miou() if fitted and self.held_out else None,
+            **{
+                f"corloc_{name}": 100 * sum(hits) / len(hits) if hits else None
+                for name, hits in self.hits.items()
+            },
             "n_boxed": len(self.hits["whole"]),
             "n_masked": len(self.scenes.masked),
             "n_masked_test": len(self.held_out),
         }
 
-    def _miou(self) -> float | None:
-        if self.ridge is None or not self.held_out:
-            return None
-        classify = self.ridge.fit()
-        k = self.scenes.n_classes
+    def _miou(self) -> float:
+        classify, k = self.ridge.fit(), self.scenes.n_classes
         counts_KK = np.zeros((k, k), np.int64)
         for place, patches_PD in self.held_out.items():
             scores_KRC = classify(patches_PD).float().T.unflatten(1, self.grid)
@@ -171,8 +159,8 @@ def lost_box(keys_PD: Tensor, grid: tuple[int, int]) -> np.ndarray:
 def _box_around(kept_RC: np.ndarray, patch: int) -> np.ndarray:
     """Of the connected region of kept patches (by their sides) that a patch lies in."""
     regions, _ = ndimage.label(kept_RC)
-    rows, columns = np.nonzero(regions == regions.flat[patch])
-    edges = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float64)
+    rows, columns = ndimage.find_objects(regions)[regions.flat[patch] - 1]
+    edges = np.array([columns.start, rows.start, columns.stop, rows.stop], np.float64)
     box: np.ndarray = edges / np.tile(kept_RC.shape[::-1], 2)
     return box
 

@@ -78,26 +78,31 @@ def run_report(
     Raises: RunError: a root that does not exist, or `out` cannot be written.
         ReportError: nothing there to report on, or nothing to compare with.
     """
-    from vitwarm.report.compare import compare, describe_changes
-    from vitwarm.report.page import make_page
+    from vitwarm.report.compare import compare
+    from vitwarm.report.page import render, to_section
     from vitwarm.report.tables import write_csvs, write_json, write_latex
 
-    analyses = _tell_apart([analyse(section) for section in gather(roots)])
+    folder, analyses = Path(out), _analyse_all(roots)
+    page, json, latex = (folder / name for name in ("index.html", "report.json", "tables.tex"))
     changes = None if against is None else compare(analyses, Path(against))
-    said = "" if against is None else describe_changes(analyses, Path(against))
-    folder = Path(out)
-    write_json(analyses, folder / "report.json")
+    write_json(analyses, json)
     csvs = write_csvs(analyses, folder)
-    write_latex(analyses, folder / "tables.tex")
+    write_latex(analyses, latex)
     pictures: list[Path] = []
     if figures:
         from vitwarm.report.figures import write_figures
 
         pictures = write_figures(analyses, folder / "figures")
-    page = folder / "index.html"
-    write_text(page, make_page(analyses, title or "Data-efficiency report", changes, more))
-    json = folder / "report.json"
-    return ReportPaths(page, json, csvs, pictures, analyses, folder / "tables.tex", said)
+    html = render(
+        "report/page.html",
+        title=title or "Data-efficiency report",
+        sections=[to_section(analysis) for analysis in analyses],
+        changes=changes,
+        more=more,
+    )
+    write_text(page, html)
+    said = changes.summary if changes else ""
+    return ReportPaths(page, json, csvs, pictures, analyses, latex, said)
 
 
 def make_report(*runs: str | Path, out: str | Path | None = None, **how: Any) -> Report:
@@ -112,15 +117,15 @@ def make_report(*runs: str | Path, out: str | Path | None = None, **how: Any) ->
     from vitwarm.report.figures import make_figures
 
     paths = None if out is None else run_report(runs, out, **how)
-    analyses = paths.analyses if paths else _tell_apart([analyse(one) for one in gather(runs)])
+    analyses = paths.analyses if paths else _analyse_all(runs)
     return Report(analyses, make_figures(analyses), paths)
 
 
-def _tell_apart(analyses: list[Analysis]) -> list[Analysis]:
-    """Numbers sections of one name: their anchors and pictures must not be shared."""
+def _analyse_all(roots: Sequence[str | Path]) -> list[Analysis]:
+    """Sections of one name are numbered: their anchors and pictures must not be shared."""
     seen: Counter[str] = Counter()
     told = []
-    for one in analyses:
+    for one in map(analyse, gather(roots)):
         seen[one.slug] += 1
         n = seen[one.slug]
         if n > 1:
@@ -138,6 +143,4 @@ class _Callable(ModuleType):
 
 sys.modules[__name__].__class__ = _Callable
 
-__all__ = [
-    "Analysis", "Report", "ReportPaths", "make_report", "run_report",
-]  # fmt: skip
+__all__ = ["Analysis", "Report", "ReportPaths", "make_report", "run_report"]

@@ -7,11 +7,12 @@ that trained longer by that warm-up's samples, so that both went through equally
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import re
 import zlib
-from collections import Counter
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import TypeVar
 
 from vitwarm.records import Record
 from vitwarm.report.curves import equal_accuracy, mean_interval, paired_differences
@@ -19,32 +20,38 @@ from vitwarm.report.facts import (
     Analysis,
     Arm,
     Cell,
+    Convergence,
     Difference,
     Point,
     Saving,
+    Section,
+    Trial,
 )
 from vitwarm.report.gains import list_gains, rank_correlations
-from vitwarm.report.lines import converge, describe_warmups, to_line
-from vitwarm.report.trials import Kind, Section, Trial
 
 #: Colours of the arms that most sweeps have.
 _COLORS = {"default": 0, "dyck": 1, "shuffled": 2, "mimetic": 3, "longer": 4}
+T = TypeVar("T")
+Done = dict[tuple[str, int], dict[str, Point]]
+"""(arm, images) -> pair -> the top-1 of its seed."""
 
 
 def analyse(section: Section) -> Analysis:
     """Computes a section's report. Runs without a result are named, never averaged over."""
-    trials = section.trials
+    trials, problems = section.trials, list(section.problems)
     _fill_sizes(trials)
-    problems = list(section.problems)
-    records = [trial.record for trial in trials if trial.record and trial.state == "finished"]
     compared = trials if section.compared else []
-    arms = _describe_arms(compared)
-    sizes = sorted({t.n_images for t in compared if t.n_images})
-    cells = [
-        cell for arm in arms for size in sizes if (cell := _cell(arm.label, size, trials, problems))
-    ]
-    reference = _choose_reference(arms)
-    analysis = Analysis(
+    records = [trial.record for trial in trials if trial.record and trial.state == "finished"]
+    arms, done = _describe_arms(compared), _finished(compared)
+    sizes = sorted({trial.n_images for trial in compared if trial.n_images})
+    cells = [cell for arm in arms for size in sizes if (cell := _cell(arm, size, trials, problems))]
+    if section.compared:
+        _check_comparable(records, problems)
+    cold = [arm.label for arm in arms if arm.kind == "cold"]
+    reference = "default" if "default" in cold else next(iter(cold), None)
+    matched = _matched_images(cells, done, reference)
+    gains = list_gains(matched, section.warmups)
+    return Analysis(
         title=section.title,
         slug=re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-") or "report",
         match=section.match,
@@ -59,55 +66,28 @@ def analyse(section: Section) -> Analysis:
         reference=reference,
         arms=arms,
         cells=cells,
-        matched_images=[],
-        matched_total=[],
-        savings=[],
-        convergence=[line for trial in compared if (line := converge(trial))],
-        warmups=describe_warmups(section),
-        gains=[],
-        rank_correlations=[],
-        runs=[to_line(trial) for trial in trials],
+        matched_images=matched,
+        matched_total=_matched_total(arms, cells, done, trials) if reference else [],
+        savings=_savings(done, matched),
+        convergence=[line for trial in compared if (line := _converge(trial))],
+        warmups=section.warmups,
+        gains=gains,
+        rank_correlations=list(rank_correlations(gains)),
+        runs=trials,
         subsets=_subsets(records),
         problems=problems,
     )
-    if section.compared:
-        _check_comparable(records, problems)
-    if reference is None:
-        return analysis
-    done = _finished(trials)
-    matched = _matched_images(analysis, done, reference)
-    gains = list_gains(matched, analysis.warmups)
-    return dataclasses.replace(
-        analysis,
-        matched_images=matched,
-        gains=gains,
-        rank_correlations=list(rank_correlations(gains)),
-        matched_total=_matched_total(analysis, done, trials),
-        savings=_savings(analysis, done, matched, reference),
-    )
-
-
-Done = dict[tuple[str, int], dict[str, tuple[int, float]]]
 
 
 def _finished(trials: list[Trial]) -> Done:
-    """(arm, images) -> pair -> (seed, top-1)."""
-    done: Done = {}
+    done: Done = defaultdict(dict)
     for trial in trials:
-        top1 = _top1(trial)
-        if top1 is None or trial.n_images is None:
-            continue
-        pair = trial.record.pair if trial.record else None
-        # A run that names no pair is compared with none, rather than with a lookalike.
-        key = pair or f"unpaired {trial.folder}"
-        done.setdefault((trial.arm, trial.n_images), {})[key] = (trial.seed, top1)
+        if trial.top1 is not None and trial.n_images is not None:
+            # A run that names no pair is compared with none, rather than with a lookalike.
+            pair = trial.fact("pair") or f"unpaired {id(trial)}"
+            point = Point(seed=trial.seed, value=trial.top1)
+            done[trial.arm, trial.n_images][pair] = point
     return done
-
-
-def _top1(trial: Trial) -> float | None:
-    if trial.state != "finished" or trial.record is None:
-        return None
-    return trial.record.top1_percent
 
 
 def _fill_sizes(trials: list[Trial]) -> None:
@@ -116,10 +96,8 @@ def _fill_sizes(trials: list[Trial]) -> None:
         t.fraction: t.n_images for t in trials if t.n_images and t.fraction is not None
     }
     for trial in trials:
-        if trial.record is not None and trial.record.n_train_images:
-            trial.n_images = trial.record.n_train_images
-        elif trial.n_images is None:
-            trial.n_images = known.get(trial.fraction)
+        told = trial.fact("n_train_images") or trial.n_images
+        trial.n_images = known.get(trial.fraction) if told is None else told
 
 
 def _describe_arms(trials: list[Trial]) -> list[Arm]:
@@ -128,14 +106,13 @@ def _describe_arms(trials: list[Trial]) -> list[Arm]:
     colors = choose_colors(labels)
     for label in labels:
         own = [trial for trial in trials if trial.arm == label]
-        records = [trial.record for trial in own if trial.record]
         arms.append(
             Arm(
                 label=label,
                 color=colors[label],
                 kind=own[0].kind,
                 longer_than=own[0].longer_than,
-                warmup_samples=_one(record.warmup_samples for record in records),
+                warmup_samples=_one(t.record.warmup_samples for t in own if t.record),
                 verdicts=dict(Counter(t.verdict for t in own if t.verdict)),
             )
         )
@@ -156,34 +133,29 @@ def choose_colors(labels: list[str]) -> dict[str, int]:
     return found
 
 
-def _choose_reference(arms: list[Arm]) -> str | None:
-    cold = [arm.label for arm in arms if arm.kind == "cold"]
-    return "default" if "default" in cold else next(iter(cold), None)
-
-
-def _cell(arm: str, n_images: int, trials: list[Trial], problems: list[str]) -> Cell | None:
-    own = [t for t in trials if t.arm == arm and t.n_images == n_images and t.state != "left out"]
+def _cell(arm: Arm, n_images: int, trials: list[Trial], problems: list[str]) -> Cell | None:
+    own = [t for t in trials if (t.arm, t.n_images) == (arm.label, n_images)]
+    own = sorted((t for t in own if t.state != "left out"), key=lambda t: t.seed)
     if not own:
         return None
     points, missing = [], []
-    for trial in sorted(own, key=lambda t: t.seed):
-        top1 = _top1(trial)
-        if top1 is not None:
-            points.append(Point(seed=trial.seed, value=top1))
+    for trial in own:
+        if trial.top1 is not None:
+            points.append(Point(seed=trial.seed, value=trial.top1))
             continue
         state = trial.state if trial.state != "finished" else "finished without a top-1"
         why = f" ({trial.reason})" if trial.reason else ""
         missing.append(f"seed {trial.seed}: {state}{why}")
-    records = [t.record for t in own if t.record and _top1(t) is not None]
+    records = [t.record for t in own if t.record and t.top1 is not None]
     seen = _one(record.images_seen for record in records)
     total = _one((r.images_seen or 0) + (r.warmup_samples or 0) for r in records)
     if records and seen is None:
         problems.append(
-            f"The seeds of {arm} at {n_images:,} images saw different numbers of images; they are "
-            "shown, but take part in no comparison."
+            f"The seeds of {arm.label} at {n_images:,} images saw different numbers of images; "
+            "they are shown, but take part in no comparison."
         )
     return Cell(
-        arm=arm,
+        arm=arm.label,
         n_images=n_images,
         fraction=_one(t.fraction for t in own),
         images_seen=seen,
@@ -194,104 +166,113 @@ def _cell(arm: str, n_images: int, trials: list[Trial], problems: list[str]) -> 
     )
 
 
-def _matched_images(analysis: Analysis, done: Done, reference: str) -> list[Difference]:
-    found = []
-    for cell in analysis.cells:
-        other = analysis.cell(reference, cell.n_images)
-        if cell.arm == reference or other is None or cell.images_seen is None:
-            continue
-        if cell.images_seen == other.images_seen:
-            found.append(_difference(done, cell.arm, reference, cell.n_images))
-    return [difference for difference in found if difference]
+def _matched_images(cells: list[Cell], done: Done, reference: str | None) -> list[Difference]:
+    seen = {cell.n_images: cell.images_seen for cell in cells if cell.arm == reference}
+    return [
+        found
+        for cell in cells
+        if cell.arm != reference and cell.images_seen is not None
+        if cell.images_seen == seen.get(cell.n_images)
+        if (found := _difference(done, cell.arm, str(reference), cell.n_images))
+    ]
 
 
-def _matched_total(analysis: Analysis, done: Done, trials: list[Trial]) -> list[Difference]:
+def _matched_total(
+    arms: list[Arm], cells: list[Cell], done: Done, trials: list[Trial]
+) -> list[Difference]:
     """Warmed arms against what the same number of samples does as more image training."""
-    batch = _largest_batch(trials)
+    records = [trial.record for trial in trials if trial.record]
+    batches = [r.images_seen / r.steps for r in records if r.images_seen and r.steps]
+    batch = max(batches, default=0)
+    longer_arms = {arm.label for arm in arms if arm.kind == "longer"}
     found = []
-    for longer in (cell for cell in analysis.cells if _kind(analysis, cell.arm) == "longer"):
-        for cell in analysis.cells:
-            if cell.n_images != longer.n_images or _kind(analysis, cell.arm) == "longer":
-                continue
-            if cell.total_samples is None or longer.total_samples is None:
-                continue
-            if cell.total_samples == cell.images_seen:  # no warm-up stands behind it
-                continue
-            if abs(cell.total_samples - longer.total_samples) <= batch:
-                found.append(_difference(done, cell.arm, longer.arm, cell.n_images))
+    for longer, cell in itertools.product(cells, cells):
+        if longer.arm not in longer_arms or cell.arm in longer_arms:
+            continue
+        if cell.total_samples is None or longer.total_samples is None:
+            continue
+        is_warm = cell.total_samples != cell.images_seen
+        is_near = abs(cell.total_samples - longer.total_samples) <= batch
+        if is_warm and is_near and cell.n_images == longer.n_images:
+            found.append(_difference(done, cell.arm, longer.arm, cell.n_images))
     return [difference for difference in found if difference]
 
 
 def _difference(done: Done, arm: str, reference: str, n_images: int) -> Difference | None:
     mine, theirs = done.get((arm, n_images), {}), done.get((reference, n_images), {})
     shared, alone = paired_differences(
-        {pair: value for pair, (_, value) in mine.items()},
-        {pair: value for pair, (_, value) in theirs.items()},
+        {pair: point.value for pair, point in mine.items()},
+        {pair: point.value for pair, point in theirs.items()},
     )
     if not shared:
         return None
-    both = {**theirs, **mine}
+    points = [Point(seed=mine[pair].seed, value=value) for pair, value in shared.items()]
     return Difference(
         arm=arm,
         reference=reference,
         n_images=n_images,
         difference=mean_interval(list(shared.values())),
-        points=sorted(
-            (Point(seed=mine[pair][0], value=value) for pair, value in shared.items()),
-            key=lambda point: point.seed,
-        ),
+        points=sorted(points, key=lambda point: point.seed),
         unpaired=sorted(
-            f"seed {both[pair][0]} ({arm if pair in mine else reference} alone)" for pair in alone
+            f"seed {(mine | theirs)[pair].seed} ({arm if pair in mine else reference} alone)"
+            for pair in alone
         ),
     )
 
 
-def _savings(
-    analysis: Analysis, done: Done, matched: list[Difference], reference: str
-) -> list[Saving]:
+def _savings(done: Done, matched: list[Difference]) -> list[Saving]:
     """Reads each arm's curve at the reference's accuracies; seeds are the curves."""
-    told = {(d.arm, d.n_images): d.difference.excludes_zero for d in matched}
+    told: dict[str, dict[int, bool | None]] = defaultdict(dict)
+    for d in matched:
+        told[d.arm][d.n_images] = d.difference.excludes_zero
     found = []
-    for arm in analysis.arms:
-        sizes = [size for size in analysis.sizes if (arm.label, size) in told]
+    for arm, sizes in told.items():
         if len(sizes) < 2:
             continue
-        curves: dict[str, list[float]] = {}
-        for seed in analysis.seeds:
-            values = [_of_seed(done, arm.label, size, seed) for size in sizes]
-            known = [value for value in values if value is not None]
-            if len(known) == len(sizes):
-                curves[str(seed)] = known
+        at = [_by_seed(done[arm, size]) for size in sizes]
+        whole = [seed for seed in at[0] if all(seed in one for one in at)]
+        curves = {seed: [one[seed] for one in at] for seed in whole}
         for size in sizes:
-            at = {
-                str(seed): value
-                for seed in analysis.seeds
-                if (value := _of_seed(done, reference, size, seed)) is not None
-            }
-            needs = equal_accuracy(sizes, curves, at)
+            targets = _by_seed(done[matched[0].reference, size])
+            needs = equal_accuracy(list(sizes), curves, targets)
             if needs is not None:
-                used = [at[seed] for seed in needs.per_seed]
+                used = [targets[seed] for seed in needs.per_seed]
                 found.append(
                     Saving(
-                        arm=arm.label, reference=reference, n_images=size,
-                        accuracy=sum(used) / len(used), needs=needs,
-                        told=told.get((arm.label, size)),
+                        arm=arm, reference=matched[0].reference, n_images=size,
+                        accuracy=sum(used) / len(used), needs=needs, told=sizes[size],
                     )
                 )  # fmt: skip
     return found
 
 
-def _of_seed(done: Done, arm: str, n_images: int, seed: int) -> float | None:
-    found = [value for own, value in done.get((arm, n_images), {}).values() if own == seed]
-    return found[0] if found else None
+def _by_seed(points: dict[str, Point]) -> dict[str, float]:
+    """Of two that claim one seed the first counts."""
+    return {str(point.seed): point.value for point in reversed(points.values())}
+
+
+def _converge(trial: Trial) -> Convergence | None:
+    """A finished run's accuracy while it trained, or None where it left no evaluations."""
+    steps, seen = trial.fact("steps"), trial.fact("images_seen")
+    curve = trial.curve("eval", "top1_percent") if trial.state == "finished" else []
+    if not curve or not steps or not seen:
+        return None
+    return Convergence(
+        arm=trial.arm,
+        n_images=trial.n_images,
+        seed=trial.seed,
+        steps=[step for step, _ in curve],
+        images_seen=[round(step * seen / steps) for step, _ in curve],
+        top1=[value for _, value in curve],
+    )
 
 
 def _subsets(records: list[Record]) -> dict[str, list[str]]:
-    found: dict[str, set[str]] = {}
+    found: dict[int, set[str]] = defaultdict(set)
     for record in records:
         if record.n_train_images and record.subset_sha256:
-            found.setdefault(str(record.n_train_images), set()).add(record.subset_sha256)
-    return {size: sorted(hashes) for size, hashes in sorted(found.items(), key=lambda i: int(i[0]))}
+            found[record.n_train_images].add(record.subset_sha256)
+    return {str(size): sorted(hashes) for size, hashes in sorted(found.items())}
 
 
 def _check_comparable(records: list[Record], problems: list[str]) -> None:
@@ -312,16 +293,7 @@ def _check_comparable(records: list[Record], problems: list[str]) -> None:
         problems.append(f"{unread:,} {what} replaced, over all runs.")
 
 
-def _largest_batch(trials: list[Trial]) -> float:
-    records = [trial.record for trial in trials if trial.record]
-    return max((r.images_seen / r.steps for r in records if r.images_seen and r.steps), default=0)
-
-
-def _kind(analysis: Analysis, label: str) -> Kind:
-    return next(arm.kind for arm in analysis.arms if arm.label == label)
-
-
-def _one(values: Any) -> Any:
+def _one(values: Iterable[T | None]) -> T | None:
     """The one value that all of them are, or None."""
     found = set(values)
     return found.pop() if len(found) == 1 else None

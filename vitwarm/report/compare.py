@@ -2,80 +2,64 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vitwarm.errors import ReportError
 from vitwarm.report.curves import Interval
 from vitwarm.report.facts import Analysis
-from vitwarm.report.page_tables import Table, Td, table, text
+from vitwarm.report.page_tables import Table, Td, table
 from vitwarm.report.words import count, plus_minus, signed
 
-#: Section, arm, number of images.
-Key = tuple[str, str, int]
+#: Section, arm and number of images -> mean accuracy.
+Means = dict[tuple[str, str, int], Interval]
 
 
 def compare(analyses: Sequence[Analysis], earlier: Path) -> Table:
     """Returns how every cell's mean accuracy differs from that in an earlier report's folder.
 
     Cells are the same where section, arm and number of images are; no test is made, since the two
-    reports may share runs.
+    reports may share runs. The summary says how many they are, and the largest change of a mean.
 
     Raises: ReportError: the folder holds no report that can be read.
     """
-    before, now = _read(earlier / "report.json"), _means(analyses)
-    keys = [key for key in now if key in before]
-    keys = list(dict.fromkeys([*keys, *now, *before]))
-
-    def change(key: Key) -> Td:
-        both = key in before and key in now
-        return text(signed(now[key].mean - before[key].mean, 2) if both else "")
-
-    columns: list[tuple[str, Callable[[Key], Td]]] = [
-        ("section", lambda key: text(key[0], "left")),
-        ("arm", lambda key: text(key[1], "left")),
-        ("images", lambda key: text(count(key[2]))),
-        ("top-1 before, %", lambda key: text(plus_minus(before.get(key)))),
-        ("n before", lambda key: text(before[key].n if key in before else 0)),
-        ("top-1 now, %", lambda key: text(plus_minus(now.get(key)))),
-        ("n now", lambda key: text(now[key].n if key in now else 0)),
-        ("change, points", change),
-    ]
-    caption = f"Against the report in {earlier}: mean ± half the width of the 95 % CI."
-    return table(caption, keys, columns, sortable=True)
-
-
-def describe_changes(analyses: Sequence[Analysis], earlier: Path) -> str:
-    """Returns one line: how many cells are in both reports, and the largest change of a mean.
-
-    Raises: ReportError: as `compare`.
-    """
-    before, now = _read(earlier / "report.json"), _means(analyses)
-    both = [key for key in now if key in before]
-    line = f"Against {earlier}: {len(both)} of {len(now)} accuracies are in both reports"
-    if not both:
-        return f"{line}."
-    change, key = max(
-        ((now[key].mean - before[key].mean, key) for key in both), key=lambda one: abs(one[0])
-    )
-    return (
-        f"{line}; the largest change is {signed(change, 2)} points, {key[1]} with {count(key[2])} "
-        f"images ({key[0]})."
-    )
-
-
-def _means(analyses: Sequence[Analysis]) -> dict[Key, Interval]:
-    return {
+    before = _read(earlier / "report.json")
+    now = {
         (one.title, cell.arm, cell.n_images): cell.top1
         for one in analyses
         for cell in one.cells
         if cell.top1
     }
+    changes = {key: now[key].mean - before[key].mean for key in now if key in before}
+    summary = f"Against {earlier}: {len(changes)} of {len(now)} accuracies are in both reports"
+    if changes:
+        section, arm, size = largest = max(changes, key=lambda key: abs(changes[key]))
+        summary += (
+            f"; the largest change is {signed(changes[largest], 2)} points, {arm} with "
+            f"{count(size)} images ({section})"
+        )
+    found = table(
+        f"Against the report in {earlier}: mean ± half the width of the 95 % CI.",
+        list(dict.fromkeys([*changes, *now, *before])),
+        [
+            ("section", lambda key: Td(key[0], "left")),
+            ("arm", lambda key: Td(key[1], "left")),
+            ("images", lambda key: count(key[2])),
+            ("top-1 before, %", lambda key: plus_minus(before.get(key))),
+            ("n before", lambda key: before[key].n if key in before else 0),
+            ("top-1 now, %", lambda key: plus_minus(now.get(key))),
+            ("n now", lambda key: now[key].n if key in now else 0),
+            ("change, points", lambda key: signed(changes[key], 2) if key in changes else ""),
+        ],
+        sortable=True,
+    )
+    return dataclasses.replace(found, summary=f"{summary}.")
 
 
-def _read(path: Path) -> dict[Key, Interval]:
+def _read(path: Path) -> Means:
     try:
         plain: Any = json.loads(path.read_text(encoding="utf-8"))
         return {

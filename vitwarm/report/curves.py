@@ -18,7 +18,9 @@ from scipy.special import stdtrit  # type: ignore[import-untyped]
 #: Seeds below which a mean gets no interval, and a curve's reading no bootstrap.
 MIN_SEEDS_INTERVAL = 3
 MIN_SEEDS_BOOTSTRAP = 6
+#: Coverage of every interval, and draws of a bootstrap.
 LEVEL = 0.95
+N_DRAWS = 4000
 
 Bound = Literal["=", "<", ">", "?"]
 
@@ -68,31 +70,24 @@ class EqualAccuracy:
 
 
 def t_quantile(p: float, df: float) -> float:
-    """Returns the quantile of Student's t distribution: t with P(T <= t) = p.
-
-    Args:
-        p: probability in (0, 1).
-        df: degrees of freedom, above 0.
-    """
+    """Returns the quantile of Student's t with `df` degrees of freedom: t with P(T <= t) = p."""
     return float(stdtrit(df, p))
 
 
-def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> Interval:
-    """Returns the mean with its Student-t interval; from three values on, points alone below.
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Returns the mean of values, one per seed, with its Student-t interval.
 
-    Args:
-        values: one per seed, at least one, all finite.
-        level: coverage, in (0, 1).
+    Raises: ValueError: no values, or one that is not finite.
     """
     data = np.asarray(values, dtype=np.float64)
-    if data.size == 0 or not np.isfinite(data).all():
+    n = len(data)
+    if n == 0 or not np.isfinite(data).all():
         raise ValueError(f"mean_interval needs finite values and at least one, not {values!r}")
-    n = int(data.size)
     mean = float(data.mean())
     sd = float(data.std(ddof=1)) if n > 1 else None
     if n < MIN_SEEDS_INTERVAL or sd is None:
         return Interval(n, mean, sd, None, None)
-    half = t_quantile(0.5 + level / 2, n - 1) * sd / math.sqrt(n)
+    half = t_quantile(0.5 + LEVEL / 2, n - 1) * sd / math.sqrt(n)
     return Interval(n, mean, sd, mean - half, mean + half)
 
 
@@ -111,14 +106,12 @@ def isotonic(y_SN: np.ndarray) -> np.ndarray:
     points that a learning curve has.
     """
     n = y_SN.shape[1]
-    sums = np.concatenate([np.zeros((y_SN.shape[0], 1)), np.cumsum(y_SN, axis=1)], axis=1)
-    fit = np.empty_like(y_SN, dtype=np.float64)
+    sums = np.pad(np.cumsum(y_SN, axis=1, dtype=np.float64), ((0, 0), (1, 0)))
+    fit = np.full_like(y_SN, -np.inf, dtype=np.float64)
     for i in range(n):
-        best = np.full(y_SN.shape[0], -np.inf)
         for j in range(i + 1):
             means = [(sums[:, k + 1] - sums[:, j]) / (k + 1 - j) for k in range(i, n)]
-            best = np.maximum(best, np.min(means, axis=0))
-        fit[:, i] = best
+            fit[:, i] = np.maximum(fit[:, i], np.min(means, axis=0))
     return fit
 
 
@@ -137,9 +130,7 @@ def read_curves(
         it never reaches it, nan where the isotonic fit says so and the measured points do not; and
         bool [S], whether the isotonic fit was needed.
     """
-    log_N = np.log(np.asarray(images_N, dtype=np.float64))
-    accuracy_SN = np.asarray(accuracy_SN, dtype=np.float64)
-    target_S = np.asarray(target_S, dtype=np.float64)
+    log_N = np.log(images_N)
     fitted_S = np.any(np.diff(accuracy_SN, axis=1) < 0, axis=1)
     curve_SN = np.where(fitted_S[:, None], isotonic(accuracy_SN), accuracy_SN)
     # Averaging rounds in the last digits; a curve must still reach its own points.
@@ -158,17 +149,13 @@ def read_curves(
     torn_S = (np.isposinf(read_S) & np.any(above_SN, axis=1)) | (
         np.isneginf(read_S) & ~np.all(above_SN, axis=1)
     )
-    return np.where(torn_S, np.nan, read_S), np.asarray(fitted_S)
+    return np.where(torn_S, np.nan, read_S), fitted_S
 
 
 def equal_accuracy(
     images: Sequence[float],
     arm: Mapping[str, Sequence[float]],
     reference_at: Mapping[str, float],
-    *,
-    level: float = LEVEL,
-    n_draws: int = 4000,
-    seed: int = 0,
 ) -> EqualAccuracy | None:
     """Returns how many images an arm needs for the accuracy that a reference reaches.
 
@@ -176,7 +163,6 @@ def equal_accuracy(
         images: the sizes at which the arm was measured, ascending, at least two.
         arm: pair -> accuracy at each size, for the pairs that have them all.
         reference_at: pair -> the reference's accuracy at the size in question.
-        level, n_draws, seed: of the bootstrap over pairs, made from six pairs on.
     Returns: None where no pair has both.
     """
     pairs = sorted(arm.keys() & reference_at.keys())
@@ -191,30 +177,27 @@ def equal_accuracy(
     )
     low = high = None
     if len(pairs) >= MIN_SEEDS_BOOTSTRAP:
-        draws = np.random.default_rng(seed).integers(len(pairs), size=(n_draws, len(pairs)))
+        draws = np.random.default_rng(0).integers(len(pairs), size=(N_DRAWS, len(pairs)))
         read, _ = read_curves(sizes, curves_SN[draws].mean(axis=1), targets_S[draws].mean(axis=1))
         # Draws outside the measured range are infinite; ends are taken outward, never interpolated
-        # between a number and an infinity.
-        # An undetermined draw could lie anywhere: it widens both ends.
+        # between a number and an infinity. An undetermined draw could lie anywhere: it widens both.
         lows, highs = (np.sort(np.where(np.isnan(read), end, read)) for end in (-np.inf, np.inf))
-        low = _to_reading(lows[math.floor((1 - level) / 2 * (n_draws - 1))], sizes, False)
-        high = _to_reading(highs[math.ceil((1 + level) / 2 * (n_draws - 1))], sizes, False)
+        low = _to_reading(lows[math.floor((1 - LEVEL) / 2 * (N_DRAWS - 1))], sizes)
+        high = _to_reading(highs[math.ceil((1 + LEVEL) / 2 * (N_DRAWS - 1))], sizes)
+    each = zip(pairs, single, fitted, strict=True)
     return EqualAccuracy(
-        estimate=_to_reading(mean[0], sizes, bool(mean_fitted[0])),
-        per_seed={
-            pair: _to_reading(value, sizes, bool(fit))
-            for pair, value, fit in zip(pairs, single, fitted, strict=True)
-        },
+        estimate=_to_reading(mean[0], sizes, mean_fitted[0]),
+        per_seed={pair: _to_reading(value, sizes, fit) for pair, value, fit in each},
         low=low,
         high=high,
     )
 
 
-def _to_reading(value: float, sizes: np.ndarray, fitted: bool) -> Reading:
+def _to_reading(value: float, sizes: np.ndarray, fitted: bool = False) -> Reading:
     if np.isnan(value):
-        return Reading(None, "?", fitted)
+        return Reading(None, "?", bool(fitted))
     if value == -np.inf:
-        return Reading(float(sizes[0]), "<", fitted)
+        return Reading(float(sizes[0]), "<", bool(fitted))
     if value == np.inf:
-        return Reading(float(sizes[-1]), ">", fitted)
-    return Reading(float(value), "=", fitted)
+        return Reading(float(sizes[-1]), ">", bool(fitted))
+    return Reading(float(value), "=", bool(fitted))

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
 from vitwarm.report.curves import Interval, Reading
-from vitwarm.report.facts import Analysis, Difference, Saving
-from vitwarm.report.gains import BEYOND
-from vitwarm.report.panel import Panel, Scale, ratio_ticks, spread, tick_text, ticks
-from vitwarm.report.words import count, interval, percent, plus_minus, reading, signed
+from vitwarm.report.facts import Analysis, Arm, Point, Saving
+from vitwarm.report.gains import BEYOND, FIGURES
+from vitwarm.report.panel import XY, Panel, Scale, Text, ratio_ticks, spread, tick_text, ticks
+from vitwarm.report.words import count, interval, number, plus_minus, reading, signed
 
 WIDE, HALF, NARROW = 1040, 520, 360
 #: Pixels between neighbouring arms at one size, so that their intervals stand side by side.
 DODGE = 6.0
 _SIZES = "training images (distinct, log scale)"
+#: Pixels from the upper edge to the axes, and from the axes to the lower edge.
+_TOP, _BOTTOM = 28, 44
+_WAYS: dict[str, Literal["", "left", "right"]] = {"<": "left", ">": "right"}
+
+
+class Spot(NamedTuple):
+    """What a picture shows of an arm at one number of images."""
+
+    arm: str
+    n_images: int
+    mean: Interval
+    points: list[Point]
+    name: str
+    said: str
+    """Of the mean."""
 
 
 def draw_all(analysis: Analysis) -> Iterator[tuple[str, int, Callable[[int], Panel]]]:
@@ -22,12 +38,16 @@ def draw_all(analysis: Analysis) -> Iterator[tuple[str, int, Callable[[int], Pan
     if any(cell.points for cell in analysis.cells):
         yield "accuracy", WIDE, lambda width: draw_accuracy(analysis, width)
     if analysis.matched_images:
-        yield "differences", HALF, lambda width: draw_differences(analysis, width)
+        yield "differences", HALF, lambda width: draw_differences(analysis, width, "images seen")
     if any(saving.told is not False for saving in analysis.savings):
         yield "equal_accuracy", HALF, lambda width: draw_savings(analysis, width)
     if analysis.matched_total:
-        yield "matched_total", HALF, lambda width: draw_differences(analysis, width, total=True)
-    for size in sorted({c.n_images for c in analysis.convergence if c.n_images and c.images_seen}):
+        yield (
+            "matched_total",
+            HALF,
+            lambda width: draw_differences(analysis, width, "total samples"),
+        )
+    for size in sorted({curve.n_images for curve in analysis.convergence if curve.n_images}):
         yield f"convergence_{size}", NARROW, lambda _, n=size: draw_convergence(analysis, n)  # type: ignore[misc]
     for size in sorted({gain.n_images for gain in analysis.gains}):
         yield f"gains_{size}", HALF, lambda width, n=size: draw_gains(analysis, n, width)  # type: ignore[misc]
@@ -37,78 +57,100 @@ def draw_all(analysis: Analysis) -> Iterator[tuple[str, int, Callable[[int], Pan
 
 def draw_accuracy(analysis: Analysis, width: int) -> Panel:
     """Draws top-1 against images: every seed, mean and interval, one line per arm."""
-    height = 460 if width > 600 else 330
     labelled = width > 600
     longest = max(len(_short(arm.label)) for arm in analysis.arms)
-    left, right = 46.0, width - (34 + 7.6 * longest if labelled else 14)
-    x = _size_scale(analysis, left, right)
-    values = [p.value for cell in analysis.cells for p in cell.points]
-    values += _ends(cell.top1 for cell in analysis.cells)
-    y = _value_scale(values, height, low_limit=0, high_limit=100)
-    panel = Panel(width, height, x, y, left, right, "Accuracy against training images")
+    right = width - (34 + 7.6 * longest if labelled else 14)
+    spots = [
+        Spot(c.arm, c.n_images, c.top1, c.points, c.arm, f"{plus_minus(c.top1)} %")
+        for c in analysis.cells
+        if c.top1
+    ]
+    y = _value_scale(_shown(spots), 460 if labelled else 330, limits=(0, 100))
+    panel = _over_sizes(analysis, width, right, y, "Accuracy against training images")
     panel.y_axis(ticks(y.low, y.high, 7 if labelled else 5), "top-1 accuracy, %")
-    panel.x_axis(_size_ticks(analysis), _SIZES)
-    ends = []
-    for place, arm in enumerate(analysis.arms):
-        cells = [(c, c.top1) for c in analysis.cells if c.arm == arm.label and c.top1]
-        ats = [x(c.n_images) + _dodge(place, analysis, right - left) for c, _ in cells]
-        panel.curve(arm.color, [(at, y(m.mean)) for at, (_, m) in zip(ats, cells, strict=True)])
-        for at, (cell, mean) in zip(ats, cells, strict=True):
-            where = f"{arm.label} · {count(cell.n_images)} images"
-            for p in cell.points:
-                tip = f"{where} · seed {p.seed}: {percent(p.value, 2)} %"
-                panel.marker(arm.color, at, y(p.value), tip=tip)
-            _mean(panel, arm.color, at, mean, f"{where}: {plus_minus(mean)} %")
-        if cells:
-            ends.append((arm, ats[-1], y(cells[-1][1].mean)))
+    panel.x_axis([(size, count(size)) for size in analysis.sizes], _SIZES)
+    ends = _draw_spots(panel, analysis, spots, lambda value: f"{number(value, 2)} %")
     if labelled:
-        places = spread([end[2] for end in ends], gap=16, low=y.end, high=y.start)
-        for (arm, at, y_end), place_y in zip(ends, places, strict=True):
+        places = spread([y_end for _, (_, y_end) in ends], gap=16, low=y.end, high=y.start)
+        for (arm, (at, y_end)), place_y in zip(ends, places, strict=True):
             panel.line_at(at + 7, y_end, right + 12, place_y, "lead-line", arm.color)
             label = _short(arm.label)
-            panel.text(right + 16, place_y + 4, label, css="label", arm=arm.color)
-    panel.words = "; ".join(
-        f"{cell.arm} with {count(cell.n_images)} images {plus_minus(cell.top1)} %"
-        for cell in analysis.cells
-        if cell.top1
-    )
+            panel.marks.append(Text(right + 16, place_y + 4, label, "label", arm=arm.color))
+    panel.words = "; ".join(f"{s.arm} with {count(s.n_images)} images {s.said}" for s in spots)
+    panel.heads = "arm", "images", "seed", "top1_percent"
+    panel.numbers = [(s.arm, s.n_images, p.seed, p.value) for s in spots for p in s.points]
     return panel
 
 
-def draw_differences(analysis: Analysis, width: int, *, total: bool = False) -> Panel:
+def draw_differences(analysis: Analysis, width: int, matched: str) -> Panel:
     """Draws paired differences against images: every pair, mean and interval, zero marked.
 
     Args:
-        total: those at matched total samples, instead of matched images seen.
+        matched: `images seen` or `total samples`.
     """
-    found = analysis.matched_total if total else analysis.matched_images
-    height = 320 if width > 400 else 270
-    left, right = 46.0, width - 14.0
-    x = _size_scale(analysis, left, right)
-    values = [p.value for d in found for p in d.points] + [0.0]
-    values += _ends(d.difference for d in found)
-    y = _value_scale(values, height)
-    matched = "total samples" if total else "images seen"
-    panel = Panel(width, height, x, y, left, right, f"Paired differences at matched {matched}")
+    found = analysis.matched[matched]
+    spots = [
+        Spot(
+            d.arm, d.n_images, d.difference, d.points, f"{d.arm} − {d.reference}",
+            f"{interval(d.difference)} points",
+        )
+        for d in found
+    ]  # fmt: skip
+    y = _value_scale([*_shown(spots), 0.0], 320 if width > 400 else 270)
+    title = f"Paired differences at matched {matched}"
+    panel = _over_sizes(analysis, width, width - 14.0, y, title)
     panel.y_axis(ticks(y.low, y.high, 5), "difference in top-1, points")
-    panel.line_at(left, y(0), right, y(0), "zero")
-    panel.x_axis(_size_ticks(analysis), _SIZES)
-    for place, arm in enumerate(analysis.arms):
-        own = [d for d in found if d.arm == arm.label]
-        ats = [x(d.n_images) + _dodge(place, analysis, right - left) for d in own]
-        line = [(at, y(d.difference.mean)) for at, d in zip(ats, own, strict=True)]
-        panel.curve(arm.color, line, "curve thin")
-        for at, one in zip(ats, own, strict=True):
-            where = f"{_difference_name(one)} · {count(one.n_images)} images"
-            for p in one.points:
-                tip = f"{where} · seed {p.seed}: {signed(p.value, 2)}"
-                panel.marker(arm.color, at, y(p.value), tip=tip)
-            tip = f"{where}: {interval(one.difference, sign=True)} points"
-            _mean(panel, arm.color, at, one.difference, tip)
+    panel.line_at(panel.left, y(0), panel.right, y(0), "zero")
+    panel.x_axis([(size, count(size)) for size in analysis.sizes], _SIZES)
+    _draw_spots(panel, analysis, spots, lambda value: signed(value, 2), "curve thin")
     panel.words = "; ".join(
-        f"{d.arm} at {count(d.n_images)} images {interval(d.difference, sign=True)}" for d in found
+        f"{s.arm} at {count(s.n_images)} images {interval(s.mean)}" for s in spots
     )
+    panel.heads = "arm", "reference", "images", "seed", "difference_points"
+    panel.numbers = [
+        (d.arm, d.reference, d.n_images, p.seed, p.value) for d in found for p in d.points
+    ]
     return panel
+
+
+def _over_sizes(analysis: Analysis, width: int, right: float, y: Scale, title: str) -> Panel:
+    """A picture over images, on a log scale with room for arms side by side."""
+    left, room = 46.0, 10 + DODGE * len(analysis.arms) / 2
+    low, high = analysis.sizes[0], analysis.sizes[-1]
+    x = Scale(low, high, left + room, right - room, is_log=True)
+    if low == high:
+        x = Scale(low / 2, low * 2, left, right, is_log=True)
+    return Panel(width, round(y.start) + _BOTTOM, x, y, left, right, title)
+
+
+def _draw_spots(
+    panel: Panel, analysis: Analysis, spots: list[Spot], show: Callable[[float], str],
+    css: str = "curve",
+) -> list[tuple[Arm, XY]]:  # fmt: skip
+    """Draws seeds, means, intervals and lines of all arms; returns where each line ends."""
+    n, room = len(analysis.arms), panel.right - panel.left
+    # Arms at the only size share all the room.
+    step = DODGE if len(analysis.sizes) > 1 else min(90.0, 0.8 * room / n)
+    ends = []
+    for place, arm in enumerate(analysis.arms):
+        own = [spot for spot in spots if spot.arm == arm.label]
+        aside = (place - (n - 1) / 2) * step
+        line = [(panel.x(s.n_images) + aside, panel.y(s.mean.mean)) for s in own]
+        panel.curve(arm.color, line, css)
+        for (at, _), spot in zip(line, own, strict=True):
+            where = f"{spot.name} · {count(spot.n_images)} images"
+            for p in spot.points:
+                tip = f"{where} · seed {p.seed}: {show(p.value)}"
+                panel.marker(arm.color, at, panel.y(p.value), tip=tip)
+            _draw_mean(panel, arm.color, at, spot.mean, f"{where}: {spot.said}")
+        ends += [(arm, line[-1])] if line else []
+    return ends
+
+
+def _draw_mean(panel: Panel, arm: int, at: float, mean: Interval, tip: str) -> None:
+    if mean.low is not None and mean.high is not None:
+        panel.whisker(arm, at, mean.low, mean.high)
+    panel.marker(arm, at, panel.y(mean.mean), tip=tip, is_mean=True)
 
 
 def draw_savings(analysis: Analysis, width: int) -> Panel:
@@ -125,7 +167,7 @@ def draw_savings(analysis: Analysis, width: int) -> Panel:
     x = Scale(low, high, left, width - 16, is_log=True)
     y = Scale(0, 1, height - 44, top)
     panel = Panel(width, height, x, y, x.start, x.end, "Images needed for equal accuracy")
-    panel.text(0, 12, "arm, and the reference's images", css="name")
+    panel.marks.append(Text(0, 12, "arm, and the reference's images", "name"))
     shown = ratio_ticks(low, high)
     for value in shown:
         panel.line_at(x(value), top - 6, x(value), height - 44, "zero" if value == 1 else "grid")
@@ -135,7 +177,7 @@ def draw_savings(analysis: Analysis, width: int) -> Panel:
         arm, y_row = colors[saving.arm], top + row * (place + 0.5)
         where = f"{saving.arm} for {count(saving.n_images)} of {saving.reference}"
         label = f"{_short(saving.arm, letters)} · {count(saving.n_images)}"
-        panel.text(left - 8, y_row + 4, label, anchor="end", arm=arm)
+        panel.marks.append(Text(left - 8, y_row + 4, label, anchor="end", arm=arm))
         for seed, read in saving.needs.per_seed.items():
             _read_mark(panel, arm, y_row, read, saving, f"{where} · seed {seed}")
         ends = [end.images for end in (saving.needs.low, saving.needs.high) if end]
@@ -144,18 +186,24 @@ def draw_savings(analysis: Analysis, width: int) -> Panel:
             panel.line_at(known[0], y_row, known[1], y_row, "whisker", arm)
         _read_mark(panel, arm, y_row, saving.needs.estimate, saving, where, is_mean=True)
     panel.words = "; ".join(
-        f"{s.arm} needs {reading(s.needs.estimate)} for the {percent(s.accuracy)} % of "
+        f"{s.arm} needs {reading(s.needs.estimate)} for the {number(s.accuracy)} % of "
         f"{s.reference} with {count(s.n_images)}" for s in found
     )  # fmt: skip
+    panel.heads = "arm", "reference", "images_of_reference", "seed", "bound", "images_needed"
+    panel.numbers = [
+        (s.arm, s.reference, s.n_images, seed, read.bound, read.images)
+        for s in found
+        for seed, read in s.needs.per_seed.items()
+    ]
     return panel
 
 
 def draw_convergence(analysis: Analysis, n_images: int) -> Panel:
     """Draws accuracy while training at one size: thin lines are seeds, thick ones their mean."""
     width, height = 360, 260
-    curves = [c for c in analysis.convergence if c.n_images == n_images and c.images_seen]
+    curves = [curve for curve in analysis.convergence if curve.n_images == n_images]
     x = Scale(0, max(c.images_seen[-1] for c in curves), 46, width - 12)
-    y = _value_scale([v for c in curves for v in c.top1], height, low_limit=0, high_limit=100)
+    y = _value_scale([v for c in curves for v in c.top1], height, limits=(0, 100))
     title = f"Convergence with {count(n_images)} images"
     panel = Panel(width, height, x, y, x.start, x.end, title)
     panel.y_axis(ticks(y.low, y.high, 4), f"top-1 with {count(n_images)} images, %")
@@ -175,6 +223,12 @@ def draw_convergence(analysis: Analysis, n_images: int) -> Panel:
         for arm in analysis.arms
         if (cell := analysis.cell(arm.label, n_images)) and cell.top1
     )
+    panel.heads = "arm", "seed", "images_seen", "top1_percent"
+    panel.numbers = [
+        (c.arm, c.seed, seen, value)
+        for c in curves
+        for seen, value in zip(c.images_seen, c.top1, strict=True)
+    ]
     return panel
 
 
@@ -194,14 +248,21 @@ def draw_warmups(analysis: Analysis, width: int) -> Panel:
         arm = next((colors[label] for label in line.arms if label in colors), 0)
         points = zip(line.curve_steps, line.curve_percent, strict=True)
         panel.curve(arm, [(x(step), y(value)) for step, value in points])
-        if line.chance_percent is not None:
-            chance = y(line.chance_percent)
-            panel.line_at(x.start, chance, x.end, chance, "chance", arm)
+        chance = line.fact("chance_percent")
+        if chance is not None:
+            panel.line_at(x.start, y(chance), x.end, y(chance), "chance", arm)
     panel.words = "; ".join(
         f"{' and '.join(line.arms) or line.rule} seed {line.seed} ends at "
-        f"{percent(line.hidden_accuracy_percent)} %, chance {percent(line.chance_percent)} %"
+        f"{number(line.fact('hidden_accuracy_percent'))} %, "
+        f"chance {number(line.fact('chance_percent'))} %"
         for line in lines
     )
+    panel.heads = "rule", "seed", "step", "accuracy_percent"
+    panel.numbers = [
+        (line.rule, line.seed, step, value)
+        for line in lines
+        for step, value in zip(line.curve_steps, line.curve_percent, strict=True)
+    ]
     return panel
 
 
@@ -213,7 +274,7 @@ def draw_gains(analysis: Analysis, n_images: int, width: int) -> Panel:
     low, high = min(*beyond.values(), 0.0), max(beyond.values())
     room = (high - low) * 0.06
     x = Scale(low - room, high + room, 46, width - 14)
-    y = _value_scale([0.0, *(g.gain.mean for g in gains), *_ends(g.gain for g in gains)], height)
+    y = _value_scale([0.0, *(end for gain in gains for end in _ends(gain.gain))], height)
     title = f"Gain with {count(n_images)} images against what the warm-up learned of the order"
     panel = Panel(width, height, x, y, x.start, x.end, title)
     panel.y_axis(ticks(y.low, y.high, 5), f"gain with {count(n_images)} images, points of top-1")
@@ -222,63 +283,37 @@ def draw_gains(analysis: Analysis, n_images: int, width: int) -> Panel:
     panel.x_axis([(v, tick_text(v, at[1] - at[0])) for v in at], f"{BEYOND}, points")
     colors = {arm.label: arm.color for arm in analysis.arms}
     for gain in gains:
-        tip = f"{gain.arm}: {interval(gain.gain, sign=True)} points, {signed(beyond[gain.arm])}"
+        tip = f"{gain.arm}: {interval(gain.gain)} points, {signed(beyond[gain.arm])}"
         where = f"{tip} beyond the order-blind baseline"
-        _mean(panel, colors[gain.arm], x(beyond[gain.arm]), gain.gain, where)
+        _draw_mean(panel, colors[gain.arm], x(beyond[gain.arm]), gain.gain, where)
     panel.words = "; ".join(
-        f"{g.arm} {interval(g.gain, sign=True)} at {signed(beyond[g.arm])} points" for g in gains
+        f"{g.arm} {interval(g.gain)} at {signed(beyond[g.arm])} points" for g in gains
     )
+    panel.heads = "arm", *FIGURES, "gain_points", "low", "high"
+    panel.numbers = [
+        (g.arm, *map(g.figures.get, FIGURES), g.gain.mean, g.gain.low, g.gain.high) for g in gains
+    ]
     return panel
-
-
-def _difference_name(found: Difference) -> str:
-    return f"{found.arm} − {found.reference}"
-
-
-def _size_scale(analysis: Analysis, left: float, right: float) -> Scale:
-    """Log scale of images between the axes' ends, with room for arms side by side."""
-    room = 10 + DODGE * len(analysis.arms) / 2
-    low, high = analysis.sizes[0], analysis.sizes[-1]
-    if low == high:
-        return Scale(low / 2, low * 2, left, right, is_log=True)
-    return Scale(low, high, left + room, right - room, is_log=True)
-
-
-def _size_ticks(analysis: Analysis) -> list[tuple[float, str]]:
-    return [(size, count(size)) for size in analysis.sizes]
 
 
 def _value_scale(
     values: Sequence[float],
     height: int,
-    *,
-    low_limit: float = float("-inf"),
-    high_limit: float = float("inf"),
+    limits: tuple[float, float] = (-math.inf, math.inf),
 ) -> Scale:
     low, high = min(values), max(values)
     room = max((high - low) * 0.06, 0.5)
-    return Scale(
-        max(low - room, low_limit), min(high + room, high_limit), start=height - 44, end=28
-    )
+    return Scale(max(low - room, limits[0]), min(high + room, limits[1]), height - _BOTTOM, _TOP)
 
 
-def _ends(intervals: Iterable[Interval | None]) -> list[float]:
-    """Ends of the intervals, which the axis must hold as well."""
-    pairs = [(i.low, i.high) for i in intervals if i is not None]
-    return [end for pair in pairs for end in pair if end is not None]
+def _shown(spots: list[Spot]) -> list[float]:
+    """All that the axis must hold."""
+    ends = [end for spot in spots for end in _ends(spot.mean)]
+    return [p.value for spot in spots for p in spot.points] + ends
 
 
-def _dodge(place: int, analysis: Analysis, room: float) -> float:
-    """Pixels by which an arm stands beside its size; arms at the only size share all the room."""
-    n = len(analysis.arms)
-    step = DODGE if len(analysis.sizes) > 1 else min(90.0, 0.8 * room / n)
-    return (place - (n - 1) / 2) * step
-
-
-def _mean(panel: Panel, arm: int, at: float, value: Interval, tip: str) -> None:
-    if value.low is not None and value.high is not None:
-        panel.whisker(arm, at, value.low, value.high)
-    panel.marker(arm, at, panel.y(value.mean), tip=tip, is_mean=True)
+def _ends(value: Interval) -> list[float]:
+    return [end for end in (value.low, value.mean, value.high) if end is not None]
 
 
 def _readings(saving: Saving) -> list[Reading]:
@@ -293,9 +328,8 @@ def _read_mark(
     """A marker for a number, an arrow outward for a bound, nothing where it is undetermined."""
     if read.images is None:
         return
-    ways: dict[str, Literal["", "left", "right"]] = {"<": "left", ">": "right"}
     x, tip = panel.x(read.images / saving.n_images), f"{where}: {reading(read)}"
-    panel.marker(arm, x, y, tip=tip, is_mean=is_mean, way=ways.get(read.bound, ""))
+    panel.marker(arm, x, y, tip=tip, is_mean=is_mean, way=_WAYS.get(read.bound, ""))
 
 
 def _short(text: str, n: int = 22) -> str:

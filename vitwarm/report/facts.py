@@ -1,12 +1,114 @@
-"""The shape of a section's report: filled by `analyse`, drawn by figures, page and tables."""
+"""The shapes of a report: runs in sections, and what `analyse` makes of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from vitwarm.records import FoundRun, Record, read_metrics
 from vitwarm.report.curves import EqualAccuracy, Interval
-from vitwarm.report.trials import Kind
+
+State = Literal[
+    "finished", "unfinished", "failed", "refused", "missing", "unreadable", "left out"
+]  # fmt: skip
+Kind = Literal["cold", "init", "warm", "longer"]
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run that should be there, whether it finished or not."""
+
+    seed: int
+    state: State
+    reason: str
+    """Why it is not finished, or left out."""
+    found: FoundRun | None
+
+    @property
+    def record(self) -> Record | None:
+        """What it says of itself, where there is a record that can be used."""
+        return self.found.record if self.found else None
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder, empty where there is none."""
+        return self.found.path.name if self.found else ""
+
+    def fact(self, name: str) -> Any:
+        """Returns a field of its record, or None."""
+        return getattr(self.record, name, None)
+
+    def facts(self, names: Iterable[str]) -> dict[str, Any]:
+        """Returns what these names mean: its own where it has them, else those of its record."""
+        return {name: getattr(self, name, self.fact(name)) for name in names}
+
+    def metrics(self, kind: str) -> list[dict[str, Any]]:
+        """Returns its lines of a kind, oldest first."""
+        lines = read_metrics(self.found.path) if self.found else []
+        return [line for line in lines if line.get("kind") == kind]
+
+    def curve(self, kind: str, name: str) -> list[tuple[int, float]]:
+        """Returns step and percentage of its lines of a kind; lines without one are left out."""
+        found = [(int(line["step"]), as_percent(line.get(name))) for line in self.metrics(kind)]
+        return [(step, value) for step, value in found if value is not None]
+
+
+@dataclass(kw_only=True)
+class Trial(Run):
+    """One image training."""
+
+    arm: str
+    kind: Kind
+    fraction: float | None
+    n_images: int | None
+    """Distinct images of its fraction."""
+    longer_than: str | None
+    """For `longer`: the arm whose warm-up's samples were added to the images seen."""
+    verdict: str | None
+    """On the warm-up that it starts from."""
+
+    @property
+    def top1(self) -> float | None:
+        """Percent; None where it did not finish."""
+        return self.record.top1_percent if self.record and self.state == "finished" else None
+
+
+@dataclass(kw_only=True)
+class Warmup(Run):
+    """One warm-up, and the arms that start from it."""
+
+    arms: list[str]
+    rule: str
+    samples: int | None
+    verdict: str | None
+    ceiling_percent: float | None
+    """What no model exceeds."""
+    hidden_accuracy_by: dict[str, dict[str, dict[str, float]]]
+    """As a record has it, at the end."""
+    curve_steps: list[int] = field(default_factory=list)
+    curve_percent: list[float] = field(default_factory=list)
+    """Accuracy on hidden tokens of the training batches."""
+    probes: list[dict[str, Any]] = field(default_factory=list)
+    """The looks on the way: step, accuracy on held-out sequences, norms of the blocks."""
+
+
+@dataclass(kw_only=True)
+class Section:
+    """Runs that may be compared: one sweep at one setting, or runs of equal configs."""
+
+    title: str
+    match: str | None = None
+    """`steps` or `epochs`; None: not known."""
+    warmup_seeds: str | None = None
+    """`shared` or `paired`."""
+    setting: dict[str, Any] = field(default_factory=dict)
+    """What this section of a sweep holds fixed and its sisters do not."""
+    trials: list[Trial] = field(default_factory=list)
+    warmups: list[Warmup] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    compared: bool = True
+    """False: runs of different configs in one table, none compared with another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,36 +193,6 @@ class Convergence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupLine:
-    """One warm-up as the report shows it."""
-
-    arms: list[str]
-    rule: str
-    seed: int
-    state: str
-    reason: str
-    samples: int | None
-    steps: int | None
-    hidden_accuracy_percent: float | None
-    chance_percent: float | None
-    order_blind_percent: float | None
-    ceiling_percent: float | None
-    """What no model exceeds."""
-    hidden_loss: float | None
-    saturated_at_step: int | None
-    verdict: str | None
-    wall_seconds: float | None
-    folder: str
-    curve_steps: list[int]
-    curve_percent: list[float]
-    """Accuracy on hidden tokens of the training batches."""
-    hidden_accuracy_by: dict[str, dict[str, dict[str, float]]]
-    """As a record has it, at the end."""
-    probes: list[dict[str, Any]]
-    """The looks on the way: step, accuracy on held-out sequences, norms of the blocks."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Gain:
     """What an arm's warm-ups reached, and what the arm gained by them with one number of images."""
 
@@ -143,33 +215,6 @@ class RankCorrelation:
     """Spearman's."""
     p_value: float
     """Two-sided, over all orders of the arms; over 50,000 random ones from nine arms on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunLine:
-    """One image training as the table of runs shows it."""
-
-    arm: str
-    fraction: float | None
-    n_images: int | None
-    seed: int
-    state: str
-    reason: str
-    top1_percent: float | None
-    top5_percent: float | None
-    best_top1_percent: float | None
-    top1_weights: str | None
-    val_loss: float | None
-    steps: int | None
-    images_seen: int | None
-    warmup_samples: int | None
-    wall_seconds: float | None
-    images_per_second: float | None
-    subset_sha256: str | None
-    trunk_sha256: str | None
-    verdict: str | None
-    code_version: str | None
-    folder: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,15 +242,27 @@ class Analysis:
     """Warmed arms against the arm that trained longer by their warm-up's samples."""
     savings: list[Saving]
     convergence: list[Convergence]
-    warmups: list[WarmupLine]
+    warmups: list[Warmup]
     gains: list[Gain]
     """At sizes where enough arms have warm-ups that differ."""
     rank_correlations: list[RankCorrelation]
-    runs: list[RunLine]
+    runs: list[Trial]
     subsets: dict[str, list[str]]
     """Images -> sha256 of the subsets used, one per seed."""
     problems: list[str]
 
+    @property
+    def matched(self) -> dict[str, list[Difference]]:
+        """The differences by what both arms had equally much of."""
+        return {"images seen": self.matched_images, "total samples": self.matched_total}
+
     def cell(self, arm: str, n_images: int) -> Cell | None:
         """Returns an arm's cell at one size, or None."""
         return next((c for c in self.cells if (c.arm, c.n_images) == (arm, n_images)), None)
+
+
+def as_percent(value: Any) -> float | None:
+    """Returns a percentage that a file holds, or None where it holds something else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value <= 100 else None

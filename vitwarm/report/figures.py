@@ -10,12 +10,13 @@ from pathlib import Path
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Polygon
 
 from vitwarm.files import replacing, write_text
 from vitwarm.report.drawings import draw_all
 from vitwarm.report.facts import Analysis, Arm
-from vitwarm.report.panel import Line, Mark, Panel, Shape, Text
-from vitwarm.report.svg import PAD, to_svg
+from vitwarm.report.panel import PAD, Line, Mark, Panel, Shape, Text
 
 #: Points per pixel: a picture of 520 pixels is 13.8 cm wide.
 _PT = 0.75
@@ -33,17 +34,17 @@ def write_figures(analyses: list[Analysis], folder: Path) -> list[Path]:
     paths: list[Path] = []
     for name, panel in _panels(analyses):
         path = folder / f"{name}.svg"
-        write_text(path, to_svg(panel, style))
+        write_text(path, panel.svg(style))
         paths += [path, path.with_suffix(".png")]
         with replacing(paths[-1]) as temporary:
-            to_figure(panel, style).savefig(temporary, format="png", dpi=200)
+            _to_figure(panel, style).savefig(temporary, format="png", dpi=200)
     return paths
 
 
 def make_figures(analyses: list[Analysis]) -> dict[str, Figure]:
     """Returns every section's pictures, by the names that `write_figures` gives their files."""
     style = _style()
-    return {name: to_figure(panel, style) for name, panel in _panels(analyses)}
+    return {name: _to_figure(panel, style) for name, panel in _panels(analyses)}
 
 
 def _style() -> str:
@@ -71,13 +72,13 @@ def _add_legend(panel: Panel, arms: Iterable[Arm]) -> None:
             x, y = panel.left, y + 20
         panel.marks.append(Line("curve", [[(x, y), (x + 26, y)]], arm.color))
         panel.marks.append(Shape("mean", x + 13, y, 4, arm.color))
-        panel.text(x + 32, y + 4, arm.label, arm=arm.color)
+        panel.marks.append(Text(x + 32, y + 4, arm.label, arm=arm.color))
         x += room
     panel.height = round(y) + 14
 
 
-def to_figure(panel: Panel, style: str) -> Figure:
-    """Draws a picture with matplotlib, in the colours of a style sheet."""
+def _to_figure(panel: Panel, style: str) -> Figure:
+    """A picture with matplotlib, in the colours of a style sheet."""
     # Not pyplot: it keeps every figure alive and wants a display's backend.
     colors = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", style))
     figure = Figure(figsize=((panel.width + 2 * PAD) / 96, (panel.height + 2 * PAD) / 96))
@@ -94,17 +95,13 @@ def to_figure(panel: Panel, style: str) -> Figure:
 
 
 def _artists(mark: Mark, colors: dict[str, str]) -> list[matplotlib.artist.Artist]:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Polygon
-    from matplotlib.text import Text as Word
-
     own = colors["ink-2"] if mark.arm is None else colors[f"c{mark.arm % 9}"]
     if isinstance(mark, Text):
         bold, named = mark.css == "label", mark.css == "name"
         color = own if bold else colors["ink" if named else "ink-2"]
         align = {"start": "left", "middle": "center", "end": "right"}[mark.anchor]
         return [
-            Word(
+            matplotlib.text.Text(
                 mark.x, mark.y, mark.text.replace("$", r"\$"), color=color, ha=align, va="baseline",
                 fontsize=_PT * (13 if bold else 12), fontweight="bold" if bold else "normal",
             )

@@ -9,20 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from vitwarm.report.facts import Difference, Gain, RankCorrelation, WarmupLine
+from vitwarm.report.facts import Difference, Gain, RankCorrelation, Warmup
 
 #: Arms with warm-ups that differ below which ranks say nothing: four arms have 24 orders.
 MIN_ARMS = 4
 _N_ORDERS = 50_000
 
 
-def _beyond(line: WarmupLine) -> float | None:
-    if line.hidden_accuracy_percent is None or line.order_blind_percent is None:
-        return None
-    return line.hidden_accuracy_percent - line.order_blind_percent
+def _beyond(line: Warmup) -> float | None:
+    accuracy, blind = line.fact("hidden_accuracy_percent"), line.fact("order_blind_percent")
+    return None if accuracy is None or blind is None else float(accuracy - blind)
 
 
-def _steps_to_half(line: WarmupLine) -> float | None:
+def _steps_to_half(line: Warmup) -> float | None:
     """Infinite where a training curve never gets to 50 %: such an arm ranks last."""
     steps = zip(line.curve_steps, line.curve_percent, strict=True)
     reached = (float(step) for step, percent in steps if percent >= 50)
@@ -31,15 +30,15 @@ def _steps_to_half(line: WarmupLine) -> float | None:
 
 BEYOND = "held-out accuracy − order-blind baseline"
 #: Figures of a warm-up that could go with a gain.
-FIGURES: dict[str, Callable[[WarmupLine], float | None]] = {
-    "held-out accuracy": lambda line: line.hidden_accuracy_percent,
-    "order-blind baseline": lambda line: line.order_blind_percent,
+FIGURES: dict[str, Callable[[Warmup], float | None]] = {
+    "held-out accuracy": lambda line: line.fact("hidden_accuracy_percent"),
+    "order-blind baseline": lambda line: line.fact("order_blind_percent"),
     BEYOND: _beyond,
     "steps to 50 % of the hidden tokens": _steps_to_half,
 }
 
 
-def list_gains(differences: Sequence[Difference], warmups: Sequence[WarmupLine]) -> list[Gain]:
+def list_gains(differences: Sequence[Difference], warmups: Sequence[Warmup]) -> list[Gain]:
     """Returns the arms with a warm-up at each size where `MIN_ARMS` of them differ in it.
 
     Arms of one warm-up cannot tell which of its figures matters.

@@ -8,18 +8,17 @@ come from the sweep's manifest where there is one, else from the record.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from vitwarm.errors import ReportError, RunError
-from vitwarm.records import FoundRun, Record, read_json, read_runs
-from vitwarm.report.trials import Kind, Section, Trial, Warmup, to_trial, to_warmup
+from vitwarm.records import FoundRun, read_json, read_runs
+from vitwarm.report.facts import Section, State, Trial, Warmup, as_percent
 
-_MATCHES: dict[str, Literal["steps", "epochs"]] = {"steps": "steps", "epochs": "epochs"}
-_SEEDS: dict[str, Literal["shared", "paired"]] = {"shared": "shared", "paired": "paired"}
 #: What reading a file that somebody else wrote, or that is damaged, may raise.
 NOT_OURS = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, OverflowError,
@@ -47,7 +46,8 @@ def gather(roots: Sequence[str | Path]) -> list[Section]:
     sections: list[Section] = []
     claimed: set[Path] = set()
     damage: list[str] = []
-    for path in _find_manifests(roots):
+    manifests = {path for root in roots for path in Path(root).resolve().rglob("manifest.json")}
+    for path in sorted(path for path in manifests if path.parent.parent.name == "sweeps"):
         try:
             found, mine = _read_sweep(path, runs, damage)
         except NOT_OURS as error:
@@ -59,7 +59,11 @@ def gather(roots: Sequence[str | Path]) -> list[Section]:
         sections += found
         claimed |= mine
     sections += _group_others([run for path, run in runs.items() if path not in claimed], damage)
-    damage += [_name_damage(run) for run in runs.values() if run.damage]
+    for run in runs.values():
+        record = f"{run.path / 'record.json'}"
+        if run.damage:
+            known = run.damage.startswith(record)
+            damage.append(run.damage if known else f"{record}: {run.damage}")
     if not any(section.trials or section.warmups for section in sections):
         if damage:
             raise ReportError(f"There is nothing to report on: {' '.join(damage)}")
@@ -70,21 +74,7 @@ def gather(roots: Sequence[str | Path]) -> list[Section]:
     for section in sections:
         if section.compared:
             _leave_out_doubles(section)
-    if damage:
-        sections.append(Section(title="Left out", match=None, warmup_seeds=None, problems=damage))
-    return sections
-
-
-def arm_of(record: Record) -> str:
-    """Returns the label of a run that no manifest names."""
-    if record.arm:
-        return record.arm
-    return f"trunk {record.trunk_sha256[:8]}" if record.trunk_sha256 else "default"
-
-
-def _find_manifests(roots: Iterable[str | Path]) -> list[Path]:
-    found = {path for root in roots for path in Path(root).resolve().rglob("manifest.json")}
-    return sorted(path for path in found if path.parent.parent.name == "sweeps")
+    return [*sections, Section(title="Left out", problems=damage)] if damage else sections
 
 
 def _read_sweep(
@@ -94,6 +84,7 @@ def _read_sweep(
     manifest = json.loads(path.read_text(encoding="utf-8"))
     rows = [_with_state(path.parent, row, damage) for row in manifest["rows"]]
     _check_text([manifest, rows])
+    match, seeds = manifest["match"], manifest["warmup_seeds"]
     claimed: set[Path] = set()
     sections: dict[str, Section] = {}
 
@@ -103,24 +94,27 @@ def _read_sweep(
             json.dumps(setting, sort_keys=True),
             Section(
                 title=" · ".join([manifest["name"], *words]),
-                match=_MATCHES.get(str(manifest["match"])),
-                warmup_seeds=_SEEDS.get(str(manifest["warmup_seeds"])),
+                match=match if match in ("steps", "epochs") else None,
+                warmup_seeds=seeds if seeds in ("shared", "paired") else None,
                 setting=setting,
             ),
         )
 
     verdicts: dict[str, str | None] = {}
     for row in rows:  # warm-ups stand before the trainings that start from them
-        run = _find_run(path.parent, row.get("folder"), runs)
+        folder = (path.parent / row["folder"]).resolve() if row.get("folder") else None
+        if folder is not None and folder not in runs and folder.is_dir():
+            runs.update({run.path.resolve(): run for run in read_runs(folder)})
+        run = runs.get(folder) if folder else None
         if run is not None:
             claimed.add(run.path.resolve())
         if row["kind"] == "warmup":
-            warmup = to_warmup(row, run)
-            verdicts[str(row.get("key"))] = warmup.record.verdict if warmup.record else None
+            warmup = _to_warmup(row, run)
+            verdicts[str(row.get("key"))] = warmup.verdict
             for setting in row.get("settings") or [{}]:
                 section_of(setting).warmups.append(warmup)
         elif row["kind"] == "train":
-            trial = to_trial(row, run)
+            trial = _to_trial(row, run)
             trial.verdict = trial.verdict or verdicts.get(str(row.get("trunk_of")))
             section_of(row.get("setting") or {}).trials.append(trial)
     return list(sections.values()), claimed
@@ -140,13 +134,76 @@ def _with_state(home: Path, row: dict[str, Any], damage: list[str]) -> dict[str,
     return {**row, **state}
 
 
-def _find_run(beside: Path, folder: str | None, runs: dict[Path, FoundRun]) -> FoundRun | None:
-    if not folder:
-        return None
-    path = (beside / folder).resolve()
-    if path not in runs and path.is_dir():
-        runs.update({run.path.resolve(): run for run in read_runs(path)})
-    return runs.get(path)
+def _to_warmup(row: dict[str, Any], found: FoundRun | None) -> Warmup:
+    """Raises: KeyError, TypeError, ValueError: a row that no sweep wrote; so does `_to_trial`."""
+    state, reason = _state_of(found, row)
+    record = found.record if found else None
+    ceiling = record.extra.get("ceiling") if record else None
+    high = ceiling.get("high_percent") if isinstance(ceiling, dict) else None
+    warmup = Warmup(
+        arms=[str(arm) for arm in row["arms"]],
+        seed=int(row["seed"]),
+        state=state,
+        reason=reason,
+        found=found,
+        rule=_rule_text(record.rule if record else None),
+        samples=record.warmup_samples if record else None,
+        verdict=record.verdict if record else None,
+        ceiling_percent=as_percent(high),
+        hidden_accuracy_by=record.hidden_accuracy_by if record else {},
+    )
+    warmup.probes = warmup.metrics("eval")
+    for step, percent in warmup.curve("train", "hidden_accuracy_percent"):
+        warmup.curve_steps.append(step)
+        warmup.curve_percent.append(percent)
+    return warmup
+
+
+def _rule_text(rule: Any) -> str:
+    """`dyck`, or `shuffled (dyck)`: names only; the parameters stand in the record."""
+    names: list[str] = []
+    while isinstance(rule, dict) and "name" in rule:
+        names.append(str(rule["name"]) if not names else f"({rule['name']})")
+        params = rule.get("params")
+        rule = params.get("of") if isinstance(params, dict) else None
+    return " ".join(names)
+
+
+def _to_trial(row: dict[str, Any], found: FoundRun | None) -> Trial:
+    state, reason = _state_of(found, row)
+    fraction, n_images = row.get("fraction"), row.get("n_images")
+    if n_images is not None and int(n_images) < 1:
+        raise ValueError(f"n_images is {n_images}")
+    return Trial(
+        arm=str(row["arm"]),
+        kind=row["arm_kind"],
+        seed=int(row["seed"]),
+        state=state,
+        reason=reason,
+        found=found,
+        fraction=None if fraction is None else float(fraction),
+        n_images=None if n_images is None else int(n_images),
+        longer_than=row.get("extra_samples_of"),
+        verdict=found.record.verdict if found and found.record else None,
+    )
+
+
+def _state_of(run: FoundRun | None, row: dict[str, Any]) -> tuple[State, str]:
+    if run is not None and run.damage:
+        return "unreadable", run.damage
+    if run is not None and run.record is not None:
+        if run.record.status == "finished":
+            return "finished", ""
+        return "unfinished", "stopped before its end"
+    if run is not None and run.failure is not None:
+        message = str(run.failure.get("message", "failed"))
+        return "failed", message.encode("utf-8", "replace").decode()
+    state, reason = row.get("state", "waiting"), str(row.get("reason") or "")
+    if state in ("failed", "refused"):
+        return state, reason
+    if run is not None:
+        return "unfinished", reason or "started, not finished"
+    return "missing", reason or "not started"
 
 
 def _group_others(runs: list[FoundRun], damage: list[str]) -> list[Section]:
@@ -157,8 +214,7 @@ def _group_others(runs: list[FoundRun], damage: list[str]) -> list[Section]:
         try:
             plain = _read_config(run.path)
             if "warmup" in plain:
-                row = {"arms": [], "seed": plain.get("seed", 0)}
-                warmups.append(to_warmup(row, run))
+                warmups.append(_to_warmup({"arms": [], "seed": plain.get("seed", 0)}, run))
             elif "train" in plain:
                 key, section, trial = _place(plain, run)
                 sections.setdefault(key, section).trials.append(trial)
@@ -166,46 +222,31 @@ def _group_others(runs: list[FoundRun], damage: list[str]) -> list[Section]:
             if not run.damage:
                 damage.append(f"{run.path}: config.yaml cannot be used ({_first_line(error)}).")
     found = _together(list(sections.values()))
-    _number_titles(found)
-    if warmups:
-        found.append(
-            Section(title="Warm-ups of no sweep", match=None, warmup_seeds=None, warmups=warmups)
-        )
-    return found
+    times = Counter(section.title for section in found)
+    for number, section in enumerate(found, 1):
+        if times[section.title] > 1:
+            section.title = f"{section.title} · config {number}"
+    return [*found, Section(title="Warm-ups of no sweep", warmups=warmups)] if warmups else found
 
 
 def _place(plain: dict[str, Any], run: FoundRun) -> tuple[str, Section, Trial]:
     """Returns what tells the section of a run of no sweep, that section, and the run's trial."""
-    record, model = run.record, plain["train"].get("model")
-    match = _MATCHES.get(str(plain.get("match")))
+    record, title = run.record, f"{plain.get('name')} · {plain['train'].get('model')}"
+    match = plain.get("match") if plain.get("match") in ("steps", "epochs") else None
     key = json.dumps([match, _comparable(plain)], sort_keys=True, default=str)
-    kind: Kind = "cold"
     handoff = plain.get("handoff") or {}
     start = "unnamed" if handoff.get("trunk") or handoff.get("init") else "default"
-    if record is not None and record.trunk_sha256:
-        kind = "warm" if record.warmup_samples else "init"
+    arm, kind = str(plain.get("arm") or start), "cold"
+    if record is not None:
+        trunk = record.trunk_sha256
+        arm = record.arm or (f"trunk {trunk[:8]}" if trunk else "default")
+        kind = "cold" if not trunk else "warm" if record.warmup_samples else "init"
     row = {
-        "arm": arm_of(record) if record else str(plain.get("arm") or start),
-        "arm_kind": kind,
-        "seed": plain.get("seed", 0),
+        "arm": arm, "arm_kind": kind, "seed": plain.get("seed", 0),
         "fraction": plain["data"].get("fraction"),
         "n_images": record.n_train_images if record else None,
-    }
-    section = Section(title=f"{plain.get('name')} · {model}", match=match, warmup_seeds=None)
-    return key, section, to_trial(row, run)
-
-
-def _together(sections: list[Section]) -> list[Section]:
-    """Puts many sections of one run each into one that compares nothing."""
-    alone = [section for section in sections if len(section.trials) == 1]
-    if len(alone) < MANY_ALONE:
-        return sections
-    trials = [trial for section in alone for trial in section.trials]
-    one = Section(
-        title="Runs without a counterpart", match=None, warmup_seeds=None, trials=trials,
-        compared=False,
-    )  # fmt: skip
-    return [section for section in sections if len(section.trials) > 1] + [one]
+    }  # fmt: skip
+    return key, Section(title=title, match=match), _to_trial(row, run)
 
 
 def _comparable(plain: dict[str, Any]) -> dict[str, Any]:
@@ -215,11 +256,14 @@ def _comparable(plain: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "data": data, "train": train}
 
 
-def _number_titles(sections: list[Section]) -> None:
-    titles = [section.title for section in sections]
-    for number, section in enumerate(sections, 1):
-        if titles.count(section.title) > 1:
-            section.title = f"{section.title} · config {number}"
+def _together(sections: list[Section]) -> list[Section]:
+    """Puts many sections of one run each into one that compares nothing."""
+    alone = [section for section in sections if len(section.trials) == 1]
+    if len(alone) < MANY_ALONE:
+        return sections
+    trials = [trial for section in alone for trial in section.trials]
+    one = Section(title="Runs without a counterpart", trials=trials, compared=False)
+    return [section for section in sections if len(section.trials) > 1] + [one]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -229,11 +273,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(_first_line(error)) from error
     _check_text(plain)
     return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
-
-
-def _name_damage(run: FoundRun) -> str:
-    path = str(run.path / "record.json")
-    return run.damage if run.damage.startswith(path) else f"{path}: {run.damage}"
 
 
 def _check_text(plain: Any) -> None:
@@ -255,13 +294,13 @@ def _leave_out_doubles(section: Section) -> None:
     for (arm, n_images, seed), same in cells.items():
         if len(same) == 1:
             continue
-        one_config = len({trial.record.config_hash for trial in same if trial.record}) == 1
+        one_config = len({trial.fact("config_hash") for trial in same}) == 1
         for trial in same[1:] if one_config else same:
             trial.state = "left out"
             trial.reason = "a second copy of one run" if one_config else "not the only one"
         if not one_config:
             section.problems.append(
                 f"{len(same)} finished runs claim arm {arm}, {n_images} images, seed {seed} "
-                f"({', '.join(t.folder.name for t in same if t.folder)}); none is counted. "
+                f"({', '.join(t.folder for t in same)}); none is counted. "
                 "Tell them apart with arm=..., or report on their folders one at a time."
             )

@@ -7,8 +7,6 @@ table below it; the findings and notes come from `words`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from importlib import resources
 from typing import Any, NamedTuple
 
 import jinja2
@@ -18,8 +16,8 @@ from vitwarm.records import code_version
 from vitwarm.report import page_tables, words
 from vitwarm.report.drawings import NARROW, draw_all
 from vitwarm.report.facts import Analysis
-from vitwarm.report.points import to_csv
-from vitwarm.report.svg import swatch, to_svg
+from vitwarm.report.panel import swatch
+from vitwarm.report.tables import picture_csv
 
 #: Groups of `hidden_accuracy_by` and what they count.
 _DIFFICULTIES = {
@@ -37,42 +35,16 @@ class PageSection(NamedTuple):
     html: Markup
 
 
-def make_page(
-    analyses: Sequence[Analysis],
-    title: str = "Data-efficiency report",
-    changes: page_tables.Table | None = None,
-    more: Sequence[PageSection] = (),
-) -> str:
-    """Returns the report as one HTML document.
+def render(template: str, *, title: str, **values: Any) -> str:
+    """Returns one HTML document, or a part of one.
 
     Args:
-        changes: compares it with an earlier one.
-        more: sections of other rooms, shown behind those of the analyses.
-    """
-    page = resources.files("vitwarm.report").joinpath("page.html").read_text(encoding="utf-8")
-    return render(
-        page,
-        title=title,
-        sections=[_section(analysis) for analysis in analyses],
-        changes=changes,
-        more=more,
-    )
-
-
-def render(page: str, *, title: str, **values: Any) -> str:
-    """Returns one HTML document from a template that extends `shell.html`.
-
-    Args:
-        page: the template's text; `parts.html` has what draws tables and pictures.
+        template: its path in the package. It may extend `report/shell.html`; `report/parts.html`
+            has what draws tables and pictures.
         values: what it shows.
     """
-    home = resources.files("vitwarm.report")
-    source = {
-        name: home.joinpath(name).read_text(encoding="utf-8")
-        for name in ("shell.html", "parts.html", "page.css", "picture.css", "page.js")
-    }
     environment = jinja2.Environment(
-        loader=jinja2.DictLoader(source),
+        loader=jinja2.PackageLoader("vitwarm", ""),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -80,24 +52,19 @@ def render(page: str, *, title: str, **values: Any) -> str:
     )
     environment.filters |= {"prose": _prose, "note": words.arm_note, "count": words.count}
     environment.globals["swatch"] = lambda arm: Markup(swatch(arm))
-    return environment.from_string(page).render(
-        title=title,
-        made=time.strftime("%Y-%m-%d %H:%M"),
-        version=code_version(),
-        style=Markup(source["page.css"]),
-        picture_style=Markup(source["picture.css"]),
-        script=Markup(source["page.js"]),
-        **values,
+    return environment.get_template(template).render(
+        title=title, made=time.strftime("%Y-%m-%d %H:%M"), version=code_version(), **values
     )
 
 
-def _section(analysis: Analysis) -> dict[str, Any]:
-    """What the template shows of an analysis, beside what it takes from it (`of`)."""
+def to_section(analysis: Analysis) -> dict[str, Any]:
+    """Returns what `page.html` shows of an analysis, beside what it takes from it (`of`)."""
     pictures: dict[str, Any] = dict.fromkeys(("accuracy", "equal_accuracy", "warmups"))
     for name, width, draw in draw_all(analysis):
-        phone = Markup(to_svg(draw(NARROW))) if width > NARROW else None
-        desktop, csv = Markup(to_svg(draw(width))), to_csv(analysis, name)
-        pictures[name] = {"name": name, "desktop": desktop, "phone": phone, "csv": csv}
+        panel = draw(width)
+        phone = Markup(draw(NARROW).svg()) if width > NARROW else None
+        shown = {"desktop": Markup(panel.svg()), "phone": phone, "csv": picture_csv(panel)}
+        pictures[name] = {"name": name, **shown}
     tables = {
         "accuracy": page_tables.accuracy_table(analysis),
         "differences": page_tables.difference_table(
@@ -124,7 +91,7 @@ def _section(analysis: Analysis) -> dict[str, Any]:
         "gains": [p for name, p in pictures.items() if name.startswith("gains_")],
         "convergence": [p for name, p in pictures.items() if name.startswith("convergence")],
         "tables": tables,
-        "difficulties": [table for table in hard if table],
+        "difficulties": [table for table in hard if table.rows],
     }
 
 

@@ -1,19 +1,24 @@
-"""A picture before it has a format: marks in pixels, which `svg` and `figures` write out.
+"""A picture as marks in pixels, and as SVG: inline, in the page's colours, or a file of its own.
 
-Arms are told apart by colour, marker and, past nine of them, dashes.
+Arms are told apart by colour, marker and, past nine of them, dashes. Everything that belongs to an
+arm carries `data-arm`, so that the page's legend can hide it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Literal
 
 import numpy as np
 
 from vitwarm.report.curves import isotonic
 
+#: Pixels around a picture that stands in a file of its own.
+PAD = 8
 N_COLORS = 9
 _DASHES: tuple[tuple[int, ...], ...] = ((), (6, 4), (2, 3), (9, 3, 2, 3))
 _CIRCLE = tuple((math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 33))
@@ -48,6 +53,13 @@ class Line:
         is_curve = self.arm is not None and self.css.startswith(("curve", "trace"))
         return _DASHES[(self.arm or 0) // N_COLORS % len(_DASHES)] if is_curve else ()
 
+    @property
+    def svg(self) -> str:
+        """Its element."""
+        dash = f' stroke-dasharray="{" ".join(map(str, self.dashes))}"' if self.dashes else ""
+        strokes = "".join(f"M{_join(stroke, 'L')}" for stroke in self.strokes)
+        return f'<path class="{self.css}" d="{strokes}"{dash}/>'
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -73,17 +85,34 @@ class Shape:
         around = _SHAPES[self.kind]
         return [(self.x + dx * self.size, self.y + dy * self.size) for dx, dy in around]
 
+    @property
+    def svg(self) -> str:
+        """Its element."""
+        says = f' data-tip="{escape(self.tip)}"' if self.tip else ""
+        form = f'polygon class="{self.css}"{says} points="{_join(self.corners, " ")}"'
+        if self.kind == "circle":
+            place = f'cx="{self.x:.1f}" cy="{self.y:.1f}" r="{self.size:.1f}"'
+            form = f'circle class="{self.css}"{says} {place}'
+        return f"<{form}/>"
+
 
 @dataclass(frozen=True)
 class Text:
     """A word at a pixel, on its baseline."""
 
-    css: str
     x: float
     y: float
     text: str
+    css: str = ""
     anchor: Literal["start", "middle", "end"] = "start"
     arm: int | None = None
+
+    @property
+    def svg(self) -> str:
+        """Its element."""
+        css = f' class="{self.css}"' if self.css else ""
+        where = "" if self.anchor == "start" else f' text-anchor="{self.anchor}"'
+        return f'<text{css} x="{self.x:.1f}" y="{self.y:.1f}"{where}>{escape(self.text)}</text>'
 
 
 Mark = Line | Shape | Text
@@ -162,6 +191,9 @@ class Panel:
     title: str
     words: str = ""
     """What it shows, for those who cannot see it."""
+    heads: tuple[str, ...] = ()
+    numbers: list[tuple[object, ...]] = field(default_factory=list)
+    """Every seed's values, under their headings."""
     marks: list[Mark] = field(default_factory=list)
 
     def x_axis(self, at: Sequence[tuple[float, str]], label: str) -> None:
@@ -173,9 +205,10 @@ class Panel:
             self.line_at(x, base, x, base + 4, "axis")
             half = 3.4 * len(text)
             if x - half > taken + 4:
-                self.text(x, base + 17, text, anchor="middle")
+                self.marks.append(Text(x, base + 17, text, anchor="middle"))
                 taken = x + half
-        self.text((self.left + self.right) / 2, base + 35, label, anchor="middle", css="name")
+        middle = (self.left + self.right) / 2
+        self.marks.append(Text(middle, base + 35, label, "name", "middle"))
 
     def y_axis(self, at: Sequence[float], label: str) -> None:
         """Draws grid lines, their numbers, and the axis' name above them."""
@@ -183,27 +216,14 @@ class Panel:
         for value in at:
             y = self.y(value)
             self.line_at(self.left, y, self.right, y, "grid")
-            self.text(self.left - 7, y + 4, tick_text(value, step), anchor="end")
-        self.text(0, 12, label, css="name")
+            self.marks.append(Text(self.left - 7, y + 4, tick_text(value, step), anchor="end"))
+        self.marks.append(Text(0, 12, label, "name"))
 
     def line_at(
         self, x0: float, y0: float, x1: float, y1: float, css: str, arm: int | None = None
     ) -> None:
         """Draws a straight line in pixels."""
         self.marks.append(Line(css, [[(x0, y0), (x1, y1)]], arm))
-
-    def text(
-        self,
-        x: float,
-        y: float,
-        text: str,
-        *,
-        anchor: Literal["start", "middle", "end"] = "start",
-        css: str = "",
-        arm: int | None = None,
-    ) -> None:
-        """Writes text at a position in pixels."""
-        self.marks.append(Text(css, x, y, text, anchor, arm))
 
     def curve(self, arm: int, points: Sequence[XY], css: str = "curve") -> None:
         """Draws an arm's line through pixels; of one point there is none."""
@@ -229,3 +249,36 @@ class Panel:
         y0, y1 = (self.y(min(max(v, self.y.low), self.y.high)) for v in (low, high))
         ends = [[(x - 4, y), (x + 4, y)] for y in (y0, y1)]
         self.marks.append(Line("whisker", [[(x, y0), (x, y1)], *ends], arm))
+
+    def svg(self, style: str = "") -> str:
+        """Returns the picture with its alternative text.
+
+        Args:
+            style: a style sheet, for a file of its own; the page has it already.
+        """
+        body = ""
+        for arm, marks in itertools.groupby(self.marks, key=lambda mark: mark.arm):
+            drawn = "".join(mark.svg for mark in marks)
+            group = f'<g class="arm c{(arm or 0) % N_COLORS}" data-arm="{arm}">{drawn}</g>'
+            body += drawn if arm is None else group
+        alone = ' xmlns="http://www.w3.org/2000/svg"' if style else ""
+        pad = PAD if style else 0
+        box = f"{-pad} {-pad} {self.width + 2 * pad} {self.height + 2 * pad}"
+        says = escape(f"{self.title}. {self.words}")
+        return (
+            f'<svg{alone} viewBox="{box}" role="img" aria-label="{says}">'
+            f"{f'<style>{style}</style>' if style else ''}{body}</svg>"
+        )
+
+
+def swatch(arm: int) -> str:
+    """Returns the small picture of an arm in a legend, as SVG."""
+    line, mark = Line("curve", [[(1, 7), (27, 7)]], arm), Shape("mean", 14, 7, 4, arm)
+    return (
+        f'<svg class="swatch c{arm % N_COLORS}" viewBox="0 0 28 14" aria-hidden="true">'
+        f"{line.svg}{mark.svg}</svg>"
+    )
+
+
+def _join(points: list[XY], between: str) -> str:
+    return between.join(f"{x:.1f} {y:.1f}" for x, y in points)

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from vitwarm.report.curves import LEVEL, MIN_SEEDS_BOOTSTRAP, MIN_SEEDS_INTERVAL, Interval, Reading
+from vitwarm.report.curves import (
+    LEVEL,
+    MIN_SEEDS_BOOTSTRAP,
+    MIN_SEEDS_INTERVAL,
+    EqualAccuracy,
+    Interval,
+    Reading,
+)
 from vitwarm.report.facts import Analysis, Arm, Cell, Difference, Saving
+from vitwarm.units import count_of, format_seconds
 
 #: Arms above which the findings name only those that differ significantly.
 MANY_ARMS = 6
+#: Seeds above which a cell of a table shows their range instead of each.
+MANY_SEEDS = 5
+T = TypeVar("T")
 _LEVEL = f"{100 * LEVEL:.0f} %"
 _MATCH = {
     "steps": "Matched steps: every fraction trains for the same number of updates, so a smaller "
@@ -31,14 +44,19 @@ def signed(value: float, digits: int = 1) -> str:
     return text[1:] if float(f"{value:.{digits}f}") == 0 else text
 
 
+def number(value: float | None, digits: int = 1) -> str:
+    """Returns `1,095.2`, or a dash."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
 def count(value: float | None) -> str:
-    """Returns a whole number with thousands separated, or a dash."""
-    return "–" if value is None else f"{value:,.0f}"
+    """Returns a whole number, or a dash."""
+    return number(value, 0)
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """Returns `95.2`, or a dash."""
-    return "–" if value is None else f"{value:.{digits}f}"
+def duration(seconds: float | None) -> str:
+    """Returns a time with its unit, or a dash."""
+    return "–" if seconds is None else format_seconds(seconds)
 
 
 def share(fraction: float | None) -> str:
@@ -46,74 +64,77 @@ def share(fraction: float | None) -> str:
     return "" if fraction is None else f"{100 * fraction:.3g} %"
 
 
-def interval(value: Interval, *, sign: bool = False) -> str:
-    """Returns `95.2 (94.6 to 95.8)`, or the mean alone below three seeds."""
-    show = signed if sign else percent
-    text = show(value.mean)
+def interval(value: Interval) -> str:
+    """Returns `+0.4 (−0.2 to +1.0)`, or the mean alone below three seeds."""
     if value.low is None or value.high is None:
-        return text
-    return f"{text} ({show(value.low)} to {show(value.high)})"
+        return signed(value.mean)
+    return f"{signed(value.mean)} ({signed(value.low)} to {signed(value.high)})"
 
 
 def plus_minus(value: Interval | None) -> str:
     """Returns `95.2 ± 0.6`: the mean and half its interval, or the mean alone."""
     if value is None:
         return "–"
-    if value.high is None:
-        return percent(value.mean)
-    return f"{percent(value.mean)} ± {percent(value.high - value.mean)}"
+    half = "" if value.high is None else f" ± {number(value.high - value.mean)}"
+    return number(value.mean) + half
 
 
-def reading(value: Reading) -> str:
-    """Returns `1,012`, `more than 1,297`, `fewer than 32` or `undetermined`."""
-    if value.images is None:
-        return "undetermined"
-    words = {"=": "", ">": "more than ", "<": "fewer than "}
-    return f"{words[value.bound]}{value.images:,.0f}"
-
-
-def short_reading(value: Reading) -> str:
-    """Returns `1,012`, `>1,297`, `<32` or `?`."""
-    if value.images is None:
-        return "?"
-    return f"{value.bound.replace('=', '')}{value.images:,.0f}"
-
-
-def saved(value: Reading, reference_images: int, *, told: bool | None) -> str:
-    """Returns what a reading means: `22 % fewer images`, `no fewer`, or a bound in words.
+def reading(value: Reading, *, short: bool = False) -> str:
+    """Returns `1,012`, `more than 1,297`, `fewer than 32` or `undetermined`.
 
     Args:
-        told: as `Saving` has it; without it no saving is claimed.
+        short: `1,012`, `>1,297`, `<32` or `?` instead.
     """
-    if not told:
-        return "no significant difference" if told is False else "too few seeds"
+    if value.images is None:
+        return "?" if short else "undetermined"
+    words = {"=": "", ">": "more than ", "<": "fewer than "}
+    bound = value.bound.replace("=", "") if short else words[value.bound]
+    return f"{bound}{value.images:,.0f}"
+
+
+def in_order(needs: EqualAccuracy) -> list[Reading]:
+    """Returns every seed's reading, from the fewest images to the most."""
+    return sorted(needs.per_seed.values(), key=lambda r: ("<=>?".index(r.bound), r.images or 0))
+
+
+def each(values: Sequence[T], show: Callable[[T], str]) -> str:
+    """Returns every seed's value while they fit; then the first and the last (the CSV has all)."""
+    if len(values) <= MANY_SEEDS:
+        return ", ".join(map(show, values))
+    return f"{show(values[0])} to {show(values[-1])}"
+
+
+def saved(found: Saving) -> str:
+    """Returns what a reading means: `22 % fewer images`, `as many images`, or a bound in words.
+
+    Without a significant difference in accuracy no saving is claimed.
+    """
+    value = found.needs.estimate
+    if not found.told:
+        return "no significant difference" if found.told is False else "too few seeds"
     if value.images is None:
         return "undetermined: the curve falls"
-    ratio = value.images / reference_images
     if value.bound == ">":
         return "not reached"
+    fewer = 100 * (1 - value.images / found.n_images)
     if value.bound == "<":
-        least = f"at least {100 * (1 - ratio):.0f} % fewer images"
-        return least if ratio < 1 else "fewer images (a bound)"
-    change = round(100 * (1 - ratio))
-    if change == 0:
+        return f"at least {fewer:.0f} % fewer images" if fewer > 0 else "fewer images (a bound)"
+    if round(fewer) == 0:
         return "as many images"
-    return f"{change} % fewer images" if change > 0 else f"{-change} % more images"
+    return f"{abs(round(fewer))} % {'fewer' if fewer > 0 else 'more'} images"
 
 
 def seeds_at(analysis: Analysis) -> str:
     """Returns `n = 3 seeds`, or the range where cells differ."""
-    counts = sorted({len(cell.points) for cell in analysis.cells}) or [0]
-    if len(counts) == 1:
-        return f"n = {counts[0]} seed{'s' if counts[0] != 1 else ''}"
-    return f"n = {counts[0]} to {counts[-1]} seeds"
+    low, *more = sorted({len(cell.points) for cell in analysis.cells})
+    return f"n = {low} to {more[-1]} seeds" if more else f"n = {count_of(low, 'seed')}"
 
 
 def headlines(analysis: Analysis) -> list[str]:
     """Returns the section's findings in sentences; the first is the headline.
 
-    The arm spoken of is the first warmed arm of the recipe, never the best one: choosing the best
-    of several would favour chance.
+    The arm spoken of is the first warmed arm of the recipe (else the first of another start), never
+    the best one: choosing the best of several would favour chance.
     """
     if not analysis.arms and any(run.state == "finished" for run in analysis.runs):
         return [
@@ -122,7 +143,8 @@ def headlines(analysis: Analysis) -> list[str]:
         ]
     if not any(cell.points for cell in analysis.cells):
         return ["No image training has finished yet."]
-    arm = _spoken_arm(analysis)
+    others = [arm for kind in ("warm", "init") for arm in analysis.arms if arm.kind == kind]
+    arm = next((arm for arm in others if arm.label != analysis.reference), None)
     if arm is None or analysis.reference is None:
         largest = [c for c in analysis.cells if c.n_images == analysis.sizes[-1] and c.top1]
         texts = [f"{c.arm} {plus_minus(c.top1)} %" for c in largest]
@@ -130,25 +152,19 @@ def headlines(analysis: Analysis) -> list[str]:
             f"With {count(analysis.sizes[-1])} images: {', '.join(texts)} top-1. "
             "No other arm to compare with."
         ]
-    found: list[str] = []
     own = [d for d in analysis.matched_images if d.arm == arm.label]
-    if own:
-        found.append(_difference_sentence(analysis, max(own, key=lambda d: d.n_images)))
-        smallest = min(own, key=lambda d: d.n_images)
-        if smallest.n_images != max(own, key=lambda d: d.n_images).n_images:
-            found.append(_difference_sentence(analysis, smallest))
+    ends = [own[-1], own[0]] if len(own) > 1 else own
+    found = [_difference_sentence(analysis, difference) for difference in ends]
     if len({d.arm for d in analysis.matched_images}) > 1:
         found.append(_all_arms_sentence(analysis))
     savings = [s for s in analysis.savings if s.arm == arm.label]
     if savings:
-        found.append(_saving_sentence(max(savings, key=lambda s: s.n_images)))
+        found.append(_saving_sentence(savings[-1]))
     total = [d for d in analysis.matched_total if d.arm == arm.label]
     if total:
-        widest = max(total, key=lambda d: d.n_images)
-        found.append(
-            "At equal total samples (images seen plus warm-up sequences), "
-            + _difference_sentence(analysis, widest).replace("With", "with", 1)
-        )
+        widest = _difference_sentence(analysis, max(total, key=lambda d: d.n_images))
+        said = "At equal total samples (images seen plus warm-up sequences), "
+        found.append(said + widest.replace("With", "with", 1))
     return found or [
         f"{arm.label} and {analysis.reference} have no finished pair of seeds to compare yet."
     ]
@@ -227,47 +243,32 @@ def arm_note(arm: Arm) -> str:
         parts.append(f"trained longer by the samples of {arm.longer_than}'s warm-up")
     if arm.kind == "warm" and arm.warmup_samples:
         parts.append(f"warmed on {arm.warmup_samples:,} sequences")
-    parts += [
-        f"warm-up {verdict}" for verdict in arm.verdicts if verdict in ("not learned", "learned")
-    ]
-    parts += ["warm-up saturated early" for verdict in arm.verdicts if verdict == "saturated early"]
-    return "; ".join(parts)
+    verdicts = sorted(arm.verdicts, key=lambda verdict: verdict == "saturated early")
+    return "; ".join([*parts, *(f"warm-up {verdict}" for verdict in verdicts)])
 
 
 def cell_note(cell: Cell) -> str:
     """Returns `2 of 3 seeds` where some are missing, else an empty string."""
-    total = len(cell.points) + len(cell.missing)
-    return f"{len(cell.points)} of {total} seeds" if cell.missing else ""
-
-
-def _spoken_arm(analysis: Analysis) -> Arm | None:
-    others = [arm for arm in analysis.arms if arm.label != analysis.reference]
-    for kind in ("warm", "init"):
-        for arm in others:
-            if arm.kind == kind:
-                return arm
-    return None
+    n = len(cell.points)
+    return f"{n} of {n + len(cell.missing)} seeds" if cell.missing else ""
 
 
 def _difference_sentence(analysis: Analysis, found: Difference) -> str:
-    mine = analysis.cell(found.arm, found.n_images)
-    other = analysis.cell(found.reference, found.n_images)
-    all_of = "all " if mine and mine.fraction == 1 else ""
-    reached = ""
-    if mine and other and mine.top1 and other.top1:
-        reached = (
-            f"{found.arm} reaches {percent(mine.top1.mean)} % and {found.reference} "
-            f"{percent(other.top1.mean)} %: "
-        )
+    cells = [cell for cell in analysis.cells if cell.n_images == found.n_images]
+    means = {cell.arm: number(cell.top1.mean) for cell in cells if cell.top1}
+    is_whole = any(cell.fraction == 1 for cell in cells if cell.arm == found.arm)
     value = found.difference
-    verdict = ", not significant" if value.excludes_zero is False else ""
     text = (
-        f"With {all_of}{count(found.n_images)} images {reached}{signed(value.mean)} points"
-        f"{verdict} ({_interval_words(value)})."
+        f"With {'all ' if is_whole else ''}{count(found.n_images)} images {found.arm} reaches "
+        f"{means[found.arm]} % and {found.reference} {means[found.reference]} %: "
+        f"{signed(value.mean)} points"
     )
-    if value.excludes_zero is None:
-        return f"{text} Too few seeds for a confidence interval."
-    return text
+    paired = f"n = {count_of(value.n, 'paired seed')}"
+    if value.low is None or value.high is None:
+        return f"{text} ({paired}). Too few seeds for a confidence interval."
+    verdict = "" if value.excludes_zero else ", not significant"
+    ends = f"{_LEVEL} CI {signed(value.low)} to {signed(value.high)}"
+    return f"{text}{verdict} ({ends}, {paired})."
 
 
 def _all_arms_sentence(analysis: Analysis) -> str:
@@ -288,23 +289,16 @@ def _all_arms_sentence(analysis: Analysis) -> str:
         )
         if not found:
             return f"None of the {n_all} arms differs significantly from {where}."
-    named = "; ".join(f"{d.arm} {interval(d.difference, sign=True)}" for d in found)
+    named = "; ".join(f"{d.arm} {interval(d.difference)}" for d in found)
     return f"{start}: {named}."
-
-
-def _interval_words(value: Interval) -> str:
-    paired = f"n = {value.n} paired seed{'s' if value.n != 1 else ''}"
-    if value.low is None or value.high is None:
-        return paired
-    return f"{_LEVEL} CI {signed(value.low)} to {signed(value.high)}, {paired}"
 
 
 def _saving_sentence(found: Saving) -> str:
     estimate, needs = found.needs.estimate, found.needs
     n = len(needs.per_seed)
     goal = (
-        f"the {percent(found.accuracy)} % of {found.reference} with {count(found.n_images)} images "
-        f"(n = {n} seed{'s' if n != 1 else ''} that {'have' if n != 1 else 'has'} every size)"
+        f"the {number(found.accuracy)} % of {found.reference} with {count(found.n_images)} images "
+        f"(n = {count_of(n, 'seed')} that {'have' if n != 1 else 'has'} every size)"
     )
     if not found.told:
         why = (
@@ -323,12 +317,8 @@ def _saving_sentence(found: Saving) -> str:
             f"How many images {found.arm} needs to match {goal} is undetermined: its accuracy "
             "falls as images are added."
         )
-    text = (
-        f"To match {goal}, {found.arm} needs {reading(estimate)}: "
-        f"{saved(estimate, found.n_images, told=found.told)}"
-    )
+    text = f"To match {goal}, {found.arm} needs {reading(estimate)}: {saved(found)}"
     if needs.low is not None and needs.high is not None:
         return f"{text} ({_LEVEL} CI {reading(needs.low)} to {reading(needs.high)})."
-    values = sorted(needs.per_seed.values(), key=lambda r: ("<=>?".index(r.bound), r.images or 0))
-    alone = ", ".join(reading(value) for value in values)
+    alone = ", ".join(map(reading, in_order(needs)))
     return f"{text} (per seed: {alone}; no CI below {MIN_SEEDS_BOOTSTRAP} seeds)."

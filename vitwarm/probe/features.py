@@ -1,11 +1,13 @@
-"""What a linear map reads out of frozen features: ridge regression in closed form, and neighbours.
+"""What frozen features know: read out by a linear map, by neighbours, and likened to others' (CKA).
 
 No steps, no learning rate, no order of the images: the same features give the same number.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,12 +38,11 @@ class Ridge:
 
     def __init__(self, n_features: int, n_targets: int) -> None:
         """Starts with no samples."""
-        self.n: Any = torch.zeros((), dtype=torch.float64)
-        self.x_D = torch.zeros(n_features, dtype=torch.float64)
-        self.y_K = torch.zeros(n_targets, dtype=torch.float64)
-        self.xx_DD = torch.zeros(n_features, n_features, dtype=torch.float64)
-        self.xy_DK = torch.zeros(n_features, n_targets, dtype=torch.float64)
-        self.yy_K = torch.zeros(n_targets, dtype=torch.float64)
+        zeros = partial(torch.zeros, dtype=torch.float64)
+        self.n: Any = zeros(())
+        self.x_D, self.xx_DD = zeros(n_features), zeros(n_features, n_features)
+        self.y_K, self.yy_K = zeros(n_targets), zeros(n_targets)
+        self.xy_DK = zeros(n_features, n_targets)
 
     def add(self, x_ND: Tensor, y_NK: Tensor, weight_N: Tensor | None = None) -> None:
         """Takes in samples; a sample of weight 2 counts as two."""
@@ -115,3 +116,35 @@ def neighbour_percent(x_ND: Tensor, labels_N: Tensor, is_fit_N: Tensor) -> float
         votes_NC.scatter_add_(1, known_N[near.indices], (near.values / TEMPERATURE).exp())
         hits += int((votes_NC.argmax(dim=1) == true_N).sum())
     return 100 * hits / int((~is_fit_N).sum())
+
+
+def linear_cka(x_ND: Tensor, y_NE: Tensor) -> float | None:
+    """Returns the linear CKA of two descriptions of the same n >= 4 images.
+
+    1: alike up to rotation and one scale. 0 on average where they have nothing to do with each
+    other, whatever n and the widths are (a single reading may fall below): the estimator without
+    bias, because the plain one grows with width / n.
+
+    Returns: None where one of them does not vary.
+    Source: Kornblith et al. 2019, eq. 3, with HSIC as Song et al. 2012, eq. 5, estimate it (so
+        Nguyen, Raghu & Kornblith 2021).
+    """
+    grams = [_gram(x_ND), _gram(y_NE)]
+    own = [_hsic(gram_NN, gram_NN) for gram_NN in grams]
+    return None if min(own) <= 0 else _hsic(*grams) / math.sqrt(own[0] * own[1])
+
+
+def _gram(x_ND: Tensor) -> Tensor:
+    """Inner products with a diagonal of zeros, of features scaled to 1 so that none overflow."""
+    x_ND = x_ND.double() - x_ND.double().mean(dim=0)
+    largest = x_ND.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    x_ND = x_ND / largest
+    return (x_ND @ x_ND.T).fill_diagonal_(0)
+
+
+def _hsic(a_NN: Tensor, b_NN: Tensor) -> float:
+    """Up to the factor 1 / (n (n - 3)), which cancels."""
+    n = len(a_NN)
+    a_N, b_N = a_NN.sum(dim=0), b_NN.sum(dim=0)
+    found = (a_NN * b_NN).sum() + a_N.sum() * b_N.sum() / ((n - 1) * (n - 2))
+    return float(found - 2 / (n - 2) * (a_N @ b_N))
