@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 def time_pilot(base: SweepConfig, out: Path) -> Pilot:
     """Trains the default arm for a few steps and returns what a step and the rest of a run take."""
     from vitwarm.config import TrainRun, find_recipe, load_config
-    from vitwarm.sweep.execute import find_slots
+    from vitwarm.sweep.worker import find_slots
     from vitwarm.training import run_training
 
     threads = int(find_slots(base.run, base.slots)[0]["OMP_NUM_THREADS"])
@@ -233,7 +233,7 @@ def _batch_size(base: SweepConfig) -> int:
 
 
 def _count_slots(base: SweepConfig) -> int:
-    from vitwarm.sweep.execute import find_slots
+    from vitwarm.sweep.worker import find_slots
 
     return len(find_slots(base.run, base.slots))
 

@@ -36,8 +36,8 @@ from vitwarm.errors import ConfigError
 from vitwarm.files import sha256_of
 from vitwarm.records import Record
 from vitwarm.sweep.checks import check_sweep, spell_out, split_axes
-from vitwarm.sweep.rows import ArmKind, Plan, Row, home_of, make_key, set_fields
-from vitwarm.sweep.stages import InitConfig, Stages, WarmupFacts
+from vitwarm.sweep.rows import ArmKind, InitConfig, Plan, Row, home_of, make_key, set_fields
+from vitwarm.sweep.stages import REAL, Stages, WarmupFacts
 from vitwarm.units import to_steps
 
 T = TypeVar("T")
@@ -46,9 +46,7 @@ T = TypeVar("T")
 ARM_PREFIX = "arm:"
 
 
-def make_plan(
-    config: SweepConfig, *, recipe: Path | None = None, stages: Stages | None = None
-) -> Plan:
+def make_plan(config: SweepConfig, *, recipe: Path | None = None, stages: Stages = REAL) -> Plan:
     """Expands a sweep into rows.
 
     Args:
@@ -57,15 +55,15 @@ def make_plan(
     Raises: ConfigError: fields that contradict each other or do not exist; and what the other
         stages refuse (an unknown rule, missing shards) before anything has run.
     """
-    return _Planner(spell_out(config), recipe, stages or Stages()).make()
+    return _Planner(spell_out(config), recipe, stages).make()
 
 
-def resolve(row: Row, config: TrainRun, *, trunk: Path | None, warm: Record | None) -> TrainRun:
+def resolve(config: TrainRun, *, trunk: Path | None, warm: Record | None) -> TrainRun:
     """Fills in what a training's needs gave.
 
     Args:
-        trunk: the trunk file of `row.trunk_of`.
-        warm: the record of `row.extra_of`, whose samples are added: whole steps, rounded up, so
+        trunk: the trunk file of the row that makes it.
+        warm: the record of the warm-up whose samples are added: whole steps, rounded up, so
             that the arm that trains longer never has less than the warmed arm had.
     """
     changes: dict[str, Any] = {}
@@ -111,13 +109,10 @@ class _Planner:
             for seed in config.seeds[: config.n_seeds.get(fraction)]:
                 for label, arm in config.arms.items():
                     self._add_arm(base, label, arm, setting, size, seed)
-        rows = [*self.warmups.values(), *self.inits.values(), *self._by_seed()]
+        # Seed by seed, so that a sweep that is stopped has whole comparisons.
+        self.trainings.sort(key=lambda row: config.seeds.index(row.seed))
+        rows = [*self.warmups.values(), *self.inits.values(), *self.trainings]
         return Plan(config.name, config.match, config.warmup_seeds, self.home, rows)
-
-    def _by_seed(self) -> list[Row]:
-        """Seed by seed, so that a sweep that is stopped has whole comparisons."""
-        order = {seed: place for place, seed in enumerate(self.config.seeds)}
-        return sorted(self.trainings, key=lambda row: order[row.seed])
 
     def _add_arm(
         self, base: TrainRun, label: str, arm: ArmConfig, setting: dict[str, Any],
@@ -303,23 +298,17 @@ class _Planner:
 
     def _find(self, name: str) -> Path:
         """A recipe relative to the sweep's own file, else as given, else below configs/."""
-        if self.beside is not None and (self.beside / name).is_file():
-            return self.beside / name
-        with contextlib.suppress(ConfigError):
-            return find_recipe(name)
-        with contextlib.suppress(ConfigError):  # of configs/sweep/, its path not passed on
-            return find_recipe(Path("sweep") / name)
+        own: list[str | Path] = [] if self.beside is None else [self.beside / name]
+        for one in (*own, name, Path("sweep") / name):  # the last: its recipe's path is not known
+            with contextlib.suppress(ConfigError):
+                return find_recipe(one)
         return find_recipe(name)  # says what there is
 
 
 def _merge_run(own: RunConfig, sweep: RunConfig) -> RunConfig:
     """The sweep's root, and whatever else the sweep sets; the recipe's own word for the rest."""
-    usual = RunConfig()
-    said = {
-        item.name: getattr(sweep, item.name)
-        for item in dataclasses.fields(RunConfig)
-        if getattr(sweep, item.name) != getattr(usual, item.name)
-    }
+    usual = vars(RunConfig())
+    said = {name: value for name, value in vars(sweep).items() if value != usual[name]}
     return dataclasses.replace(own, **{**said, "root": sweep.root})
 
 

@@ -10,8 +10,7 @@ from tqdm.auto import tqdm
 
 from vitwarm.informing import in_notebook, informs, shows_bars
 from vitwarm.records import Record
-from vitwarm.sweep.board import Done
-from vitwarm.sweep.rows import Plan, Row, describe_row
+from vitwarm.sweep.rows import Done, Plan, Row, describe_row
 from vitwarm.units import count_of, format_seconds
 
 

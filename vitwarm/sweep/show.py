@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from vitwarm.config import SweepConfig, TrainRun, read_yaml, to_plain
 from vitwarm.errors import VitwarmError
 from vitwarm.records import environment, read_json, read_runs
-from vitwarm.sweep.board import Board
+from vitwarm.sweep.execute import Board
 from vitwarm.sweep.rows import Plan, Row, describe_row
 from vitwarm.sweep.stages import Stages
 from vitwarm.units import count_of, format_seconds

@@ -18,9 +18,9 @@ from typing import Any, Literal, get_args
 
 from vitwarm.errors import ConfigError, VitwarmError
 from vitwarm.records import Record, RunFolder, lock_holder, read_json
-from vitwarm.sweep.board import find_result
+from vitwarm.sweep.execute import find_result
+from vitwarm.sweep.jobs import Queue, read_queue
 from vitwarm.sweep.progress import describe_result
-from vitwarm.sweep.queue import Queue, read_queue
 from vitwarm.sweep.rows import LocalSweep, Row, describe_row, find_sweep, load_plan, read_state
 from vitwarm.units import count_of, format_seconds
 
@@ -96,9 +96,8 @@ def read_status(home: Path) -> SweepStatus:
         )
     plan, queue, sweep = load_plan(home / "plan.json"), read_queue(home), find_sweep(home)
     looks = [_look(row, home, queue, sweep) for row in plan.rows]
-    run_by = [f"process {sweep.pid} on {sweep.host}"] if sweep else []
-    arrays = dict.fromkeys(job.array for job in queue.jobs.values())
-    run_by += [f"SLURM job {array}" for array in arrays]
+    run_by = [str(sweep)] if sweep else []
+    run_by += [f"SLURM job {array}" for array in queue.arrays]
     run_by += list(dict.fromkeys(status.holder for status, _ in looks if status.holder))
     warning = f"The queue could not be asked: {queue.silent}" if queue.silent else ""
     return SweepStatus(
