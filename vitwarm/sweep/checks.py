@@ -17,7 +17,7 @@ SIZE_FIELDS = ("data.fraction", "data.image_list")
 
 @dataclass(frozen=True)
 class Axes:
-    """`over`, sorted by what a field multiplies."""
+    """`over`, sorted by what a field multiplies; warm-ups and hand-offs stand in an arm's label."""
 
     sizes: dict[str, list[Any]]
     """The numbers of images: the report's axis."""

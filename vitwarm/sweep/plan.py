@@ -3,11 +3,6 @@
 A row's key depends on what it computes and on its place in the sweep, never on paths or on the
 order of the recipe. A training's folder is known only once its trunk exists, because a trunk enters
 the config's hash by its content; so rows name what they need by key, and `resolve` fills it in.
-
-Fields in `over` fall into four kinds. `data.fraction` (or `data.image_list`) is the axis of the
-report. `warmup.*` and `rule.*` multiply the warm-ups, `handoff.*` the arms that carry a trunk; both
-are written after the arm's label. Everything else is a setting: it multiplies all arms, and every
-setting is a section of its own in the report.
 """
 
 from __future__ import annotations
@@ -267,7 +262,7 @@ class _Planner:
         contents = {
             name: sha256_of(Path(value))
             for name, value in arm.init_params.items()
-            if _is_file(value)
+            if isinstance(value, str) and Path(value).is_file()
         }
         made_of = {**arm.init_params, **contents}  # another file of that name makes another trunk
         facts = [arm.init, made_of, needs, train.train.model, model_kwargs, train.seed]
@@ -327,13 +322,8 @@ def _grid(axes: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
 
 def _label(label: str, fields: dict[str, Any]) -> str:
     """`dyck, n_kinds=16`: an arm and what `over` changed about it."""
-    words = [f"{name.split('.')[-1]}={_word(value)}" for name, value in fields.items()]
-    return ", ".join([label, *words])
-
-
-def _word(value: Any) -> str:
-    return str(value) if not isinstance(value, dict | list) else json.dumps(value)
-
-
-def _is_file(value: object) -> bool:
-    return isinstance(value, str) and Path(value).is_file()
+    said = {
+        name.split(".")[-1]: json.dumps(value) if isinstance(value, dict | list) else value
+        for name, value in fields.items()
+    }
+    return ", ".join([label, *(f"{name}={value}" for name, value in said.items())])

@@ -61,15 +61,13 @@ class SweepProgress:
         """Says how a row ended; rows that were done before are only counted."""
         self.n_told += 1
         self.n_failed += done.state in ("failed", "refused")
+        self.samples_left = max(0.0, self.samples_left - done.row.samples)
         if done.before:
-            self.samples_left = max(0.0, self.samples_left - done.row.samples)
             return
+        text = f"[{self.n_told:>{len(str(self.n_rows))}}/{self.n_rows}] {describe_row(done.row)}"
         if done.state == "finished":
             self.samples_done += done.row.samples
             self.n_finished += 1
-        self.samples_left = max(0.0, self.samples_left - done.row.samples)
-        text = f"[{self.n_told:>{len(str(self.n_rows))}}/{self.n_rows}] {describe_row(done.row)}"
-        if done.state == "finished":
             text += f" · {describe_result(done.record)} · {format_seconds(seconds)}"
         else:
             text += f" · {done.state.upper()}: {done.reason}"

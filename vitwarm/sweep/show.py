@@ -46,8 +46,7 @@ def describe_plan(plan: Plan, config: SweepConfig, stages: Stages) -> str:
             f", {row.tokens or 0:,} tokens{state}"
         )
     lines += [f"  {describe_row(r)}{'' if r.key in waiting else '  (done)'}" for r in inits]
-    samples = {row.key: row.samples for row in plan.rows}
-    lines += _training_lines(trainings, waiting, samples)
+    lines += _training_lines(plan, trainings, waiting)
     lines += [f"  ! {describe_row(d.row)}: {d.reason}" for d in settled if d.state == "refused"]
     images, sequences = (sum(row.samples for row in rows) for rows in (trainings, warmups))
     lines.append(f"total     {sequences:,} sequences of warm-up, {images:,} images seen")
@@ -55,7 +54,7 @@ def describe_plan(plan: Plan, config: SweepConfig, stages: Stages) -> str:
     return "\n".join(lines)
 
 
-def _training_lines(trainings: list[Row], waiting: set[str], samples: dict[str, int]) -> list[str]:
+def _training_lines(plan: Plan, trainings: list[Row], waiting: set[str]) -> list[str]:
     cells: dict[tuple[str, str, int], list[Row]] = {}
     for row in trainings:
         cells.setdefault((row.arms[0], str(row.setting), row.n_images or 0), []).append(row)
@@ -68,16 +67,16 @@ def _training_lines(trainings: list[Row], waiting: set[str], samples: dict[str, 
         each = f"{count_of(rows[0].steps or 0, 'step')}, {rows[0].samples:,} images seen"
         lines.append(
             f"  {arm:<{width}} {n_images:>9,} images: {each}, x {count_of(len(rows), 'seed')}"
-            f"{done}{setting}{_surplus(rows[0], samples)}"
+            f"{done}{setting}{_surplus(plan, rows[0])}"
         )
     return lines
 
 
-def _surplus(row: Row, samples: dict[str, int]) -> str:
+def _surplus(plan: Plan, row: Row) -> str:
     """What an arm that trains longer sees beyond the warm-up's samples, to fill its last step."""
     if row.extra_of is None or not isinstance(row.config, TrainRun):
         return ""
-    surplus = -samples[row.extra_of] % row.config.train.batch_size
+    surplus = -plan.row(row.extra_of).samples % row.config.train.batch_size
     return f" ({surplus:,} beyond the warm-up's samples, to fill the last step)" if surplus else ""
 
 
@@ -86,22 +85,17 @@ def _estimate(plan: Plan, left: list[Row]) -> str:
     if not left:
         return "nothing is left to run"
     known = _known_speeds(plan.home.parent.parent)
-    configs = [row.config for row in left if isinstance(row.config, TrainRun)]
-    shapes = [_shape(to_plain(config), environment()["gpus"]) for config in configs]
-    if not shapes or not set(shapes) <= known.keys():
+    gpus = environment()["gpus"]
+    shapes = {row.key: _shape(to_plain(row.config), gpus) for row in left if row.kind == "train"}
+    if not shapes or not set(shapes.values()) <= known.keys():
         return (
             "none yet: no run of this model at this size and on this device is recorded here; "
             "the sweep gives one as it runs"
         )
-    speeds = [speed for shape in set(shapes) for speed in known[shape]]
-    speed = statistics.median(speeds)
-    of_shape = dict(zip([row.key for row in left if row.kind == "train"], shapes, strict=True))
-    seconds = sum(
-        row.samples
-        / (statistics.median(known[of_shape[row.key]]) if row.key in of_shape else speed)
-        for row in left
-    )
-    n = len(speeds)
+    speeds = [speed for shape in set(shapes.values()) for speed in known[shape]]
+    speed, n = statistics.median(speeds), len(speeds)
+    own = {key: statistics.median(known[shape]) for key, shape in shapes.items()}
+    seconds = sum(row.samples / own.get(row.key, speed) for row in left)
     return (
         f"{format_seconds(seconds)} of one slot's time for the {count_of(len(left), 'row')} left "
         f"({speed:,.0f} samples/s, the median of {count_of(n, 'earlier run')}, warm-ups alike)"

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -149,33 +150,30 @@ def _look(
     told, job = read_state(home, row.key), queue.jobs.get(row.key)
     folder = Path(os.path.normpath(home / told["folder"])) if told.get("folder") else None
     folder = folder or (Path(row.folder) if row.folder else None)
-    common: dict[str, Any] = {"key": row.key, "what": describe_row(row), "steps": row.steps}
-    common["folder"] = str(folder) if folder else None
+    where = str(folder) if folder else None
+    status = partial(RowStatus, key=row.key, what=describe_row(row), steps=row.steps, folder=where)
     try:
         found = find_result(row, folder) if folder else None
     except VitwarmError as error:  # a record that cannot be read
-        return RowStatus(**common, state="failed", note=str(error)), None
+        return status(state="failed", note=str(error)), None
     if found is not None:
-        note = describe_result(found.record)
-        return RowStatus(**common, state="finished", note=note), found.record
+        return status(state="finished", note=describe_result(found.record)), found.record
     holder = lock_holder(folder) if folder else None
     state = _judge(row, told, folder, holder, queue, sweep)
-    common |= {"state": state, "job": job.id if job else None}
+    status = partial(status, state=state, job=job.id if job else None)
     if state == "running":
         node = (job.nodes if job else None) or (holder or "").rpartition(" on ")[2]
         step, left = _progress(row, folder, float(told.get("time") or 0))
-        common |= {"node": node or told.get("host"), "step": step, "seconds_left": left}
-        common["note"] = "" if step or row.kind == "init" else "no step logged yet"
-        common["holder"] = holder if job is None and sweep is None else None
-    else:
-        saved = RunFolder(folder).saved_step if folder else 0
-        note = _failure(folder, told) if state in ("failed", "refused") else ""
-        if state == "waiting" and job:
-            note = job.reason
-            if told.get("job") == job.id and told.get("reason"):
-                note += f" · its last start: {told['reason']}"
-        common |= {"step": saved or None, "note": note}
-    return RowStatus(**common), None
+        note = "" if step or row.kind == "init" else "no step logged yet"
+        status = partial(status, node=node or told.get("host"), step=step, seconds_left=left)
+        return status(note=note, holder=None if job or sweep else holder), None
+    note = _failure(folder, told) if state in ("failed", "refused") else ""
+    if state == "waiting" and job:
+        note = job.reason
+        if told.get("job") == job.id and told.get("reason"):
+            note += f" · its last start: {told['reason']}"
+    saved = RunFolder(folder).saved_step if folder else 0
+    return status(step=saved or None, note=note), None
 
 
 def _judge(
@@ -222,12 +220,9 @@ def _progress(row: Row, folder: Path | None, begun: float) -> tuple[int | None, 
     """Returns the step of a run in progress, and the seconds that it takes yet, if it told any."""
     if folder is None or row.kind == "init":
         return None, None
-    saved = RunFolder(folder).saved_step or None
-    try:
-        written = (folder / "metrics.jsonl").stat().st_mtime
-        lines = _last_lines(folder / "metrics.jsonl")
-    except OSError:
-        return saved, None
+    saved, path = RunFolder(folder).saved_step or None, folder / "metrics.jsonl"
+    lines = _last_lines(path) if path.is_file() else []
+    written = path.stat().st_mtime if lines else 0.0
     if not lines or written < begun:  # resumed, and nothing logged since
         return saved, None
     step = int(lines[-1]["step"])
