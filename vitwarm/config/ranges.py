@@ -220,7 +220,9 @@ def sbatch_options() -> Any:
     words = "of sbatch's long option names to one value each (true: an option without value)"
 
     def holds(key: Any, value: Any) -> bool:
-        return bool(re.fullmatch(r"-{0,2}[A-Za-z][\w-]+", str(key))) and is_scalar(value)
+        is_number = isinstance(value, int | float)
+        is_scalar = math.isfinite(value) if is_number else value is None or _is_line(value)
+        return bool(re.fullmatch(r"-{0,2}[A-Za-z][\w-]+", str(key))) and is_scalar
 
     return _entries({}, words, holds)
 
@@ -230,13 +232,6 @@ def is_plain(value: Any) -> bool:
     if not _is_line(value) or len(value) > 100 or re.search(r'[/\\:*?"<>|]|[. ]$|^ ', value):
         return False
     return not re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", value, re.IGNORECASE)
-
-
-def is_scalar(value: Any) -> bool:
-    """Whether something is a switch, a finite number, or text on one line."""
-    if isinstance(value, int | float):
-        return math.isfinite(value)
-    return value is None or _is_line(value)
 
 
 def _entries(

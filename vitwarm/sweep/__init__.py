@@ -22,7 +22,7 @@ from pathlib import Path
 
 from vitwarm.config import SweepConfig, find_recipe, load_config
 from vitwarm.errors import ConfigError
-from vitwarm.sweep.execute import SweepResult, run_plan
+from vitwarm.sweep.execute import Board, SweepResult, run_plan
 from vitwarm.sweep.jobs import refuse_beside_slurm, run_alone, submit
 from vitwarm.sweep.plan import make_plan
 from vitwarm.sweep.rows import describe_row, home_of, load_plan
@@ -66,7 +66,8 @@ def show_plan(
     """Returns the sweep's plan in words: rows, steps, samples, what is done, an estimate."""
     stages = choose_stages(config, stages)
     plan = make_plan(config, recipe=Path(recipe) if recipe else None, stages=stages)
-    return describe_plan(plan, config, stages)
+    settled, left = Board(plan, stages, writes=False).settle(plan.rows)
+    return describe_plan(plan, config, settled, left)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

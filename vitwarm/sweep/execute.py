@@ -23,7 +23,6 @@ from vitwarm.errors import Stopped, VitwarmError
 from vitwarm.interrupts import Interrupts
 from vitwarm.records import RunFolder, lock_folder
 from vitwarm.sweep.plan import resolve
-from vitwarm.sweep.progress import SweepProgress
 from vitwarm.sweep.rows import (
     Config,
     Done,
@@ -36,6 +35,7 @@ from vitwarm.sweep.rows import (
     save_plan,
     write_state,
 )  # fmt: skip
+from vitwarm.sweep.show import SweepProgress
 from vitwarm.sweep.stages import REAL, Stages
 from vitwarm.sweep.worker import Environment, Job, Outcome, Worker, find_slots
 
@@ -89,14 +89,6 @@ def run_plan(
         return _Executor(Board(part, stages), line, run, slots).run()
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A row whose needs are met."""
-
-    config: Config
-    folder: Path
-
-
 @dataclass
 class Board:
     """Which rows are done, and what a row needs before it can start."""
@@ -106,10 +98,11 @@ class Board:
     writes: bool = True
     """False on the ranks above zero of one run, which leave no state files."""
     done: dict[str, Done] = field(default_factory=dict)
-    ready: dict[str, Ready] = field(default_factory=dict)
+    ready: dict[str, Row] = field(default_factory=dict)
+    """Rows whose needs are met, with what these gave and a folder."""
 
-    def look(self, row: Row) -> Ready | Done | None:
-        """Returns how a row could start, what became of it already, or None: it has to wait."""
+    def look(self, row: Row) -> Row | Done | None:
+        """Returns a row as it can start, what became of it already, or None: it has to wait."""
         needed = [self.done.get(key) for key in row.needs]
         for need in needed:
             if need is not None and need.state != "finished":
@@ -122,15 +115,15 @@ class Board:
             if isinstance(ready, Done):
                 return ready
             self.ready[row.key] = ready
-            found = find_result(row, ready.folder)
+            found = find_result(ready)
         except VitwarmError as error:
             return Done(row, "failed", str(error))
         return dataclasses.replace(found, before=True) if found else ready
 
-    def start(self, row: Row, ready: Ready) -> None:
+    def start(self, row: Row) -> None:
         """Notes that a row is being run."""
         if self.writes:
-            write_state(self.plan, row.key, "running", folder=ready.folder)
+            write_state(self.plan, row.key, "running", folder=row.folder)
 
     def add(self, done: Done) -> None:
         """Notes what became of a row, in memory and in its state file."""
@@ -157,29 +150,30 @@ class Board:
                 return settled, left
             waiting = left
 
-    def finish(self, row: Row, outcome: Outcome, ready: Ready, log: Path) -> Done:
+    def finish(self, row: Row, outcome: Outcome, log: Path) -> Done:
         """Judges a row that a worker has ended, by what stands in its folder."""
-        found = find_result(row, ready.folder)
+        found = find_result(row)
         if outcome.state == "finished" and found:
             return found
         state: State = "unfinished" if outcome.state == "unfinished" else "failed"
-        reason = outcome.reason or f"it ended without a result in {ready.folder}"
+        reason = outcome.reason or f"it ended without a result in {row.folder}"
         reason = f"{reason} (see {log})" if state == "failed" else reason
-        return Done(row, state, reason, ready.folder, found.record if found else None)
+        return Done(row, state, reason, found.record if found else None)
 
-    def _ready(self, row: Row) -> Ready | Done:
+    def _ready(self, row: Row) -> Row | Done:
         config, trunk = row.config, None
         if not isinstance(config, TrainRun):
-            return Ready(config, Path(str(row.folder)))
+            return row
         if row.trunk_of:
             made = self.done[row.trunk_of]
             if refusal := _refusal(row, config, made):
                 return Done(row, "refused", refusal)
-            trunk = Path(str(made.folder))
-            trunk = trunk / "trunk.safetensors" if made.row.kind == "warmup" else trunk
+            trunk = made.folder
+            if trunk is not None and made.row.kind == "warmup":
+                trunk = trunk / "trunk.safetensors"
         warm = self.done[row.extra_of].record if row.extra_of else None
         config = resolve(config, trunk=trunk, warm=warm)
-        return Ready(config, self.stages.find_training(config))
+        return dataclasses.replace(row, config=config, folder=self.stages.find_training(config))
 
 
 def _refusal(row: Row, config: TrainRun, made: Done) -> str:
@@ -195,16 +189,16 @@ def _refusal(row: Row, config: TrainRun, made: Done) -> str:
     )
 
 
-def find_result(row: Row, folder: Path) -> Done | None:
+def find_result(row: Row) -> Done | None:
     """Returns a row that has its result: a record, for a warm-up with its trunk, or a file."""
-    record = None if row.kind == "init" else RunFolder(folder).record
+    assert row.folder is not None
     if row.kind == "init":
-        is_there = folder.is_file()
-    else:
-        is_there = record is not None and record.status == "finished"
+        return Done(row, "finished") if row.folder.is_file() else None
+    record = RunFolder(row.folder).record
+    is_there = record is not None and record.status == "finished"
     if row.kind == "warmup":
-        is_there = is_there and (folder / "trunk.safetensors").is_file()
-    return Done(row, "finished", "", folder, record) if is_there else None
+        is_there = is_there and (row.folder / "trunk.safetensors").is_file()
+    return Done(row, "finished", record=record) if is_there else None
 
 
 @dataclass
@@ -216,9 +210,8 @@ class _Executor:
     run_config: RunConfig
     wanted_slots: int | None
     workers: list[Worker] = field(default_factory=list)
-    """Every process that was started and not closed; `idle` and `busy` are among them."""
-    idle: list[Worker] = field(default_factory=list)
-    busy: dict[str, tuple[Worker, Row, Ready]] = field(default_factory=dict)
+    """Every process that was started and not closed."""
+    busy: dict[str, tuple[Worker, Row]] = field(default_factory=dict)
     free: list[Environment] = field(default_factory=list)
 
     def run(self) -> SweepResult:
@@ -261,38 +254,37 @@ class _Executor:
     def _start(self, waiting: list[Row]) -> list[Row]:
         left = []
         for row in waiting:
-            found = self.board.look(row) if self.idle or self.free else None
-            taken = {ready.folder for _, _, ready in self.busy.values()}
-            if not isinstance(found, Ready) or found.folder in taken:
+            idle = [worker for worker in self.workers if not worker.is_busy]
+            found = self.board.look(row) if idle or self.free else None
+            taken = {ready.folder for _, ready in self.busy.values()}
+            if not isinstance(found, Row) or found.folder in taken:
                 left.append(row)
                 continue
-            if not self.idle:
-                self.idle.append(Worker(self.free.pop(0), self.board.stages.run_row))
-                self.workers.append(self.idle[-1])
-            worker = self.idle.pop()
+            if not idle:
+                idle = [Worker(self.free.pop(0), self.board.stages.run_row)]
+                self.workers += idle
+            worker = idle[0]
             config = _fit(found.config, int(worker.environment["OMP_NUM_THREADS"]))
-            self.board.start(row, found)
-            self.busy[row.key] = (worker, row, found)
+            self.board.start(found)
+            self.busy[row.key] = (worker, found)
             worker.send(Job(config, self._log(row)))
         return left
 
     def _collect(self) -> None:
         """Waits for a moment, then takes in what has ended; a dead worker frees its slot."""
-        workers = [worker for worker, _, _ in self.busy.values()]
+        workers = [worker for worker, _ in self.busy.values()]
         handles: list[Any] = [worker.connection for worker in workers]
         handles += [worker.process.sentinel for worker in workers]
         multiprocessing.connection.wait(handles, timeout=LOOK_SECONDS)
-        for worker, row, ready in list(self.busy.values()):
+        for worker, row in list(self.busy.values()):
             outcome = worker.poll()
             if outcome is None:
                 continue
             del self.busy[row.key]
-            done = self.board.finish(row, outcome, ready, self._log(row))
+            done = self.board.finish(row, outcome, self._log(row))
             self.board.add(done)
             self.line.tell(done, outcome.seconds)
-            if worker.process.is_alive():
-                self.idle.append(worker)
-            else:
+            if not worker.process.is_alive():
                 worker.close()
                 self.workers.remove(worker)
                 self.free.append(worker.environment)
@@ -300,14 +292,14 @@ class _Executor:
 
     def _stop(self, signum: int) -> None:
         """Lets the runs in progress save. Raises: Stopped."""
-        for worker, _, _ in self.busy.values():
+        for worker, _ in self.busy.values():
             worker.stop()
         while self.busy:
-            for worker, row, ready in list(self.busy.values()):
+            for worker, row in list(self.busy.values()):
                 if (outcome := worker.poll()) is not None:
                     del self.busy[row.key]
-                    state: State = "finished" if find_result(row, ready.folder) else "unfinished"
-                    self.board.add(Done(row, state, outcome.reason, ready.folder))
+                    state: State = "finished" if find_result(row) else "unfinished"
+                    self.board.add(Done(row, state, outcome.reason))
             time.sleep(0.05)
         n_done = sum(one.state == "finished" for one in self.board.done.values())
         raise Stopped(

@@ -224,27 +224,27 @@ def run_alone(plan: Plan, key: str, stages: Stages = REAL) -> Done:
         return found
     try:
         if board.writes:
-            _await_folder(found.folder)
-        board.start(row, found)
+            _await_folder(found)
+        board.start(found)
         board.stages.run_row(found.config)
     except Stopped as error:
         if not board.writes:  # srun kills the others once one has left: rank zero speaks first
             time.sleep(LEAVE_SECONDS)
         # What another process of the run failed of is why this one stopped.
         elif read_state(plan.home, key).get("state") != "failed":
-            board.add(Done(row, "unfinished", str(error), found.folder))
+            board.add(Done(found, "unfinished", str(error)))
         raise
     except Exception as error:  # on any rank: that of rank zero may be killed before it can tell
         write_state(plan, key, "failed", reason=str(error), folder=found.folder)
         raise
     if not board.writes:
-        return Done(row, "finished", "", found.folder)
-    done = board.finish(row, Outcome("finished"), found, plan.home / "logs")
+        return Done(found, "finished")
+    done = board.finish(found, Outcome("finished"), plan.home / "logs")
     board.add(done)
     return done
 
 
-def _await_folder(folder: Path) -> None:
+def _await_folder(row: Row) -> None:
     """Waits for a run's folder in a job that was put back into the queue.
 
     Where a node's slurmd died, the job's earlier start may live on there. The other processes of
@@ -258,11 +258,11 @@ def _await_folder(folder: Path) -> None:
         return
     alone = os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1"
     end = time.monotonic() + (HELD_SECONDS if alone else 0.0)
-    while (holder := lock_holder(folder)) is not None:
+    while row.folder and (holder := lock_holder(row.folder)) is not None:
         if time.monotonic() >= end:
             raise Stopped(
-                f"{folder} is still being worked on by {holder}, as an earlier start of this job "
-                "may be. This one goes back into the queue.",
+                f"{row.folder} is still being worked on by {holder}, as an earlier start of this "
+                "job may be. This one goes back into the queue.",
                 exit_code=75,
             )
         time.sleep(LOOK_SECONDS)

@@ -236,7 +236,7 @@ class _Planner:
         row = Row(
             key=key, kind="warmup", config=old.config if old else config, seed=config.seed,
             arms=tuple(arms), steps=facts.steps, samples=facts.samples, tokens=facts.tokens,
-            folder=str(facts.folder),
+            folder=facts.folder,
         )  # fmt: skip
         self.warmups[key] = row
         return row
@@ -257,7 +257,7 @@ class _Planner:
                 other = self._arm(value.removeprefix(ARM_PREFIX), f"init_params.{param}")
                 row = self._add_warmup(None, other, warm if other.warmup else {}, train.seed)
                 needs.append(row.key)
-                params[param] = str(Path(str(row.folder)) / "trunk.safetensors")
+                params[param] = f"{row.folder}/trunk.safetensors"
         model_kwargs = dict(train.train.model_kwargs)
         contents = {
             name: sha256_of(Path(value))
@@ -277,7 +277,7 @@ class _Planner:
         arms = dict.fromkeys([*(old.arms if old else ()), name])
         self.inits[key] = Row(
             key=key, kind="init", config=config, needs=tuple(needs), seed=train.seed,
-            arms=tuple(arms), samples=0, folder=str(path),
+            arms=tuple(arms), samples=0, folder=path,
         )  # fmt: skip
         return self.inits[key]
 
@@ -322,8 +322,8 @@ def _grid(axes: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
 
 def _label(label: str, fields: dict[str, Any]) -> str:
     """`dyck, n_kinds=16`: an arm and what `over` changed about it."""
-    said = {
-        name.split(".")[-1]: json.dumps(value) if isinstance(value, dict | list) else value
+    words = [
+        f"{name.split('.')[-1]}={json.dumps(value) if isinstance(value, dict | list) else value}"
         for name, value in fields.items()
-    }
-    return ", ".join([label, *(f"{name}={value}" for name, value in said.items())])
+    ]
+    return ", ".join([label, *words])

@@ -79,8 +79,8 @@ class Row:
     """Planned: sequences, or images seen."""
     tokens: int | None = None
     """Planned, of a warm-up."""
-    folder: str | None = None
-    """Of a warm-up or initialiser; a training's is known once its trunk exists."""
+    folder: Path | None = None
+    """Of a warm-up; an initialiser's file; a training's is known once its trunk exists."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,14 @@ class Done:
     row: Row
     state: State
     reason: str = ""
-    folder: Path | None = None
     record: Record | None = None
     before: bool = False
     """It was finished before this sweep was started."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its result is, or would be."""
+        return self.row.folder
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,10 @@ def save_plan(plan: Plan) -> Path:
     """
     head: dict[str, Any] = {"format": 1, "name": plan.name}
     head |= {"match": plan.match, "warmup_seeds": plan.warmup_seeds}
-    rows = [{**vars(row), "config": to_plain(row.config)} for row in plan.rows]
+    rows = [
+        {**vars(row), "config": to_plain(row.config), "folder": row.folder and str(row.folder)}
+        for row in plan.rows
+    ]
     path = plan.home / "plan.json"
     write_text(path, json.dumps({**head, "home": str(plan.home), "rows": rows}, indent=1) + "\n")
     settings = [row.setting for row in plan.rows if row.kind == "train"]
@@ -169,6 +176,7 @@ def load_plan(path: Path) -> Plan:
         plain = json.loads(path.read_text(encoding="utf-8"))
         rows = [
             Row(**{**row, "needs": tuple(row["needs"]), "arms": tuple(row["arms"]),
+                   "folder": Path(row["folder"]) if row["folder"] else None,
                    "config": _from_plain(_SCHEMAS[row["kind"]], row["config"])})
             for row in plain["rows"]
         ]  # fmt: skip

@@ -21,8 +21,8 @@ from vitwarm.errors import ConfigError, VitwarmError
 from vitwarm.records import Record, RunFolder, lock_holder, read_json
 from vitwarm.sweep.execute import find_result
 from vitwarm.sweep.jobs import Queue, read_queue
-from vitwarm.sweep.progress import describe_result
 from vitwarm.sweep.rows import LocalSweep, Row, describe_row, find_sweep, load_plan, read_state
+from vitwarm.sweep.show import describe_result
 from vitwarm.units import count_of, format_seconds
 
 #: `waiting`: a process or a job will run it; `stopped`: begun, and nobody is at it: the sweep's
@@ -149,11 +149,12 @@ def _look(
 ) -> tuple[RowStatus, Record | None]:
     told, job = read_state(home, row.key), queue.jobs.get(row.key)
     folder = Path(os.path.normpath(home / told["folder"])) if told.get("folder") else None
-    folder = folder or (Path(row.folder) if row.folder else None)
+    row = dataclasses.replace(row, folder=folder or row.folder)
+    folder = row.folder
     where = str(folder) if folder else None
     status = partial(RowStatus, key=row.key, what=describe_row(row), steps=row.steps, folder=where)
     try:
-        found = find_result(row, folder) if folder else None
+        found = find_result(row) if folder else None
     except VitwarmError as error:  # a record that cannot be read
         return status(state="failed", note=str(error)), None
     if found is not None:

@@ -199,16 +199,14 @@ def _last_words(code: int | None) -> str:
 @contextmanager
 def _exported(environment: Environment) -> Iterator[None]:
     """Sets variables for a process that is being started: libraries read them while they load."""
-    before = {name: os.environ.get(name) for name in environment}
+    before = {name: os.environ[name] for name in environment if name in os.environ}
     os.environ.update(environment)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in environment:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextmanager
