@@ -187,10 +187,10 @@ def _checked(model_kwargs: Any) -> dict[str, Any]:
 def _refuse_unused(args: argparse.Namespace, what: str, *more: str) -> None:
     """Refuses options of a hand-off on what only makes a trunk file."""
     plain = {"scope": "all", "seed": 0, "allow_failed": False}
-    flags = ["--num-classes", "--img-size", "--scope", "--blocks", "--seed", "--allow-failed"]
-    flags += more
-    fields = {flag: flag.removeprefix("--").replace("-", "_") for flag in flags}
-    unused = [flag for flag, name in fields.items() if getattr(args, name) != plain.get(name)]
+    names = ["num_classes", "img_size", "scope", "blocks", "seed", "allow_failed", *more]
+    unused = [
+        f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != plain.get(name)
+    ]
     if unused:
         raise ConfigError(
             f"{', '.join(unused)} has no effect on {what}, which only makes a trunk file. "
@@ -201,7 +201,7 @@ def _refuse_unused(args: argparse.Namespace, what: str, *more: str) -> None:
 def _import(args: argparse.Namespace) -> int:
     if len(args.trunks) != 2:
         raise ConfigError("import takes one file: vitwarm handoff import FILE --out FILE.")
-    _refuse_unused(args, "an import", "--attention-of", "--first-blocks")
+    _refuse_unused(args, "an import", "attention_of", "first_blocks")
     from vitwarm.trunk import import_weights
 
     kwargs = _checked(args.model_kwargs or {})
@@ -217,7 +217,7 @@ def _graft(args: argparse.Namespace) -> int:
             f"graft takes two trunks, not {len(args.trunks) - 1}: vitwarm handoff graft A B "
             "--attention-of A --out FILE."
         )
-    _refuse_unused(args, "a graft", "--model", "--model-kwargs")
+    _refuse_unused(args, "a graft", "model", "model_kwargs")
     from vitwarm.inits import write_init
 
     parts = {"a": args.trunks[1], "b": args.trunks[2], "attention_of": args.attention_of}
@@ -231,7 +231,7 @@ def _expand(args: argparse.Namespace) -> int:
             "expand takes a trunk and the model that it becomes: vitwarm handoff expand CORE "
             "--model vit_base_patch16_224 --out FILE."
         )
-    _refuse_unused(args, "an expansion", "--attention-of", "--first-blocks")
+    _refuse_unused(args, "an expansion", "attention_of", "first_blocks")
     from vitwarm.inits import write_init
 
     how = {name: given for name in _EXPANSION if (given := getattr(args, name)) is not None}

@@ -216,7 +216,7 @@ def _explain(error: OmegaConfBaseException, schema: type) -> str:
         asked, known = str(key or unknown[1]), set[str]()
         for name in (facts.name for facts in fields_of(schema)):
             if asked.startswith("arms."):  # their labels are the user's, so no default names them
-                name = name.replace(LABEL, asked.split(".")[1])
+                name = name.replace(LABEL, asked.removeprefix("arms.").rpartition(".")[0])
             if LABEL not in name:
                 known |= {name, name.rpartition(".")[0]}
         return f"There is no field {asked!r}.{nearest(asked, known)}"

@@ -222,8 +222,10 @@ def _progress(row: Row, folder: Path | None, begun: float) -> tuple[int | None, 
     if folder is None or row.kind == "init":
         return None, None
     saved, path = RunFolder(folder).saved_step or None, folder / "metrics.jsonl"
-    lines = _last_lines(path) if path.is_file() else []
-    written = path.stat().st_mtime if lines else 0.0
+    try:
+        written, lines = path.stat().st_mtime, _last_lines(path)
+    except OSError:
+        return saved, None
     if not lines or written < begun:  # resumed, and nothing logged since
         return saved, None
     step = int(lines[-1]["step"])

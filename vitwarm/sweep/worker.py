@@ -105,21 +105,18 @@ def serve(connection: Connection, run_row: Callable[[Config], None]) -> None:
 
 def _run(job: Job, run_row: Callable[[Config], None]) -> Outcome:
     began = time.monotonic()
-    state: Literal["finished", "unfinished", "failed"] = "finished"
-    reason = ""
+    outcome = Outcome("finished")
     try:
         run_row(job.config)
     except Stopped as error:
-        state, reason = "unfinished", str(error)
-    except VitwarmError as error:
-        traceback.print_exc()
-        state, reason = "failed", str(error)
+        outcome = Outcome("unfinished", str(error))
     except Exception as error:
         traceback.print_exc()
-        state, reason = "failed", f"{type(error).__name__}: {error}"
+        kind = "" if isinstance(error, VitwarmError) else f"{type(error).__name__}: "
+        outcome = Outcome("failed", f"{kind}{error}")
     sys.stdout.flush()
     sys.stderr.flush()
-    return Outcome(state, reason, time.monotonic() - began)
+    return dataclasses.replace(outcome, seconds=time.monotonic() - began)
 
 
 @informs
