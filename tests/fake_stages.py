@@ -15,7 +15,8 @@ from typing import Any
 from vitwarm.config import TrainRun, WarmupRun, config_hash, save_config
 from vitwarm.errors import Stopped, TrainingFailed
 from vitwarm.files import sha256_of
-from vitwarm.sweep.stages import Config, InitConfig, Stages, WarmupFacts
+from vitwarm.sweep.rows import Config, InitConfig
+from vitwarm.sweep.stages import Stages, WarmupFacts
 from vitwarm.units import parse_budget
 
 N_IMAGES = 1000

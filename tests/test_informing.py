@@ -21,10 +21,9 @@ from vitwarm import informing
 from vitwarm.informing import forgive_streams, informs
 from vitwarm.records import RunFolder
 from vitwarm.sweep import execute, run_sweep
-from vitwarm.sweep.board import Board
-from vitwarm.sweep.execute import run_plan
+from vitwarm.sweep.execute import Board, run_plan
 from vitwarm.sweep.plan import make_plan
-from vitwarm.sweep.progress import SweepProgress
+from vitwarm.sweep.show import SweepProgress
 from vitwarm.sweep.worker import Worker
 
 ONE_SLOT = """

@@ -21,8 +21,8 @@ from vitwarm.cli import main
 from vitwarm.config import SweepConfig, load_config
 from vitwarm.records import RunFolder, lock_holder, read_metrics
 from vitwarm.sweep import run_sweep
-from vitwarm.sweep.board import Board
-from vitwarm.sweep.execute import run_alone
+from vitwarm.sweep.execute import Board
+from vitwarm.sweep.jobs import run_alone
 from vitwarm.sweep.plan import make_plan
 from vitwarm.sweep.rows import Plan, Row, set_fields
 from vitwarm.sweep.stages import Stages

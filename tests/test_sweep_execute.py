@@ -20,11 +20,12 @@ from vitwarm.records import read_records
 from vitwarm.report.analyse import analyse
 from vitwarm.report.gather import gather
 from vitwarm.sweep import run_sweep, show_plan
-from vitwarm.sweep.board import SweepResult
-from vitwarm.sweep.execute import find_slots, run_alone
+from vitwarm.sweep.execute import SweepResult
+from vitwarm.sweep.jobs import run_alone
 from vitwarm.sweep.launch import write_slurm
 from vitwarm.sweep.plan import make_plan
 from vitwarm.sweep.rows import load_plan, save_plan
+from vitwarm.sweep.worker import find_slots
 
 SWEEP = """
 base: base.yaml
@@ -243,7 +244,7 @@ def test_slots_share_cores_or_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [slot["OMP_NUM_THREADS"] for slot in find_slots(cpu, None)] == ["1"] * 4
     assert [slot["OMP_NUM_THREADS"] for slot in find_slots(cpu, 2)] == ["2", "2"]
     assert {slot["CUDA_VISIBLE_DEVICES"] for slot in find_slots(cpu, 2)} == {""}
-    monkeypatch.setattr("vitwarm.sweep.execute._visible_gpus", lambda: ["2", "5"])
+    monkeypatch.setattr("vitwarm.sweep.worker._visible_gpus", lambda: ["2", "5"])
     gpu = RunConfig(device="auto")
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in find_slots(gpu, None)] == ["2", "5"]
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in find_slots(gpu, 3)] == ["2", "5", "2"]

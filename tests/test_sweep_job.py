@@ -14,11 +14,10 @@ from test_sweep_execute import CONTROL, config_of
 
 from vitwarm.errors import ConfigError, Stopped
 from vitwarm.records import lock_folder
-from vitwarm.sweep.execute import run_alone
+from vitwarm.sweep.jobs import run_alone
 from vitwarm.sweep.launch import find_lead, write_slurm
 from vitwarm.sweep.plan import make_plan
-from vitwarm.sweep.rows import Plan, State, read_state, write_state
-from vitwarm.sweep.stages import Config
+from vitwarm.sweep.rows import Config, Plan, State, read_state, write_state
 from vitwarm.sweep.status import read_status
 
 
@@ -131,7 +130,7 @@ def test_a_start_that_finds_the_folder_held_goes_back_into_the_queue(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slurmd was killed; SLURM starts its job on another node, and the old run lives on."""
-    monkeypatch.setattr("vitwarm.sweep.execute.HELD_SECONDS", 1.0)
+    monkeypatch.setattr("vitwarm.sweep.jobs.HELD_SECONDS", 1.0)
     job.set("SLURM_RESTART_COUNT", "1")
     with lock_folder(job.run_folder):
         with pytest.raises(Stopped, match=rf"worked on by process {os.getpid()} on") as stopped:

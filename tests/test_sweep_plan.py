@@ -246,7 +246,7 @@ def test_train_longer_adds_exactly_the_warmups_samples(tmp_path: Path) -> None:
     record = Record(
         stage="warmup", name="w", seed=0, config_hash="", code_version="", warmup_samples=30 * 256
     )
-    config = resolve(rows["longer"], train_config(rows["longer"]), trunk=None, warm=record)
+    config = resolve(train_config(rows["longer"]), trunk=None, warm=record)
     assert config.train.steps == 200 + extra_steps(30 * 256, 50)
     assert (extra_steps(100, 50), extra_steps(101, 50)) == (2, 3)  # never less than the warm-up
 

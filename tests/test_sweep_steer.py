@@ -268,7 +268,7 @@ def test_a_training_does_not_overtake_its_warmups_new_job(
     write_state(plan, training.key, "failed", reason="no", folder=None)
     capsys.readouterr()
     words = ["--config", str(path), f"run.root={tmp_path / 'runs'}", "executor=slurm"]
-    monkeypatch.setattr("vitwarm.sweep.stages.choose_stages", lambda config, stages: FAKE)
+    monkeypatch.setattr("vitwarm.sweep.choose_stages", lambda config, stages: FAKE)
     assert main(["sweep", *words, "--retry-failed"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[0] == "1 row has its job in the queue already"

@@ -16,7 +16,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType, TracebackType
+from dataclasses import dataclass, field
+from types import FrameType
 
 #: Signals so close behind the first are its echo: a terminal and a launcher both pass Ctrl-C on.
 ECHO_SECONDS = 0.5
@@ -44,6 +45,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
 
 
+@dataclass(eq=False)
 class Interrupts:
     """Notes signals while it is entered; the first is answered, the second ends the process.
 
@@ -53,28 +55,18 @@ class Interrupts:
     Outside the main thread, which alone may listen for signals, it notes none.
     """
 
-    def __init__(
-        self,
-        signums: Sequence[int],
-        *,
-        answer: str,
-        before_leaving: Callable[[], None] | None = None,
-    ) -> None:
-        """
-        Args:
-            signums: what to listen for.
-            answer: said on stderr when the first arrives; `{signal}` is its name.
-            before_leaving: called when a second arrives, before the process ends at once.
-        """
-        self.signums = signums
-        self.answer = answer
-        self.before_leaving = before_leaving
-        self.first: int | None = None
-        self._at = 0.0
-        self._before: dict[int, object] = {}
-        self._ends: tuple[socket.socket, socket.socket] | None = None
-        self._fd_before = -1
-        self._thread: threading.Thread | None = None
+    signums: Sequence[int]
+    """What to listen for."""
+    answer: str
+    """Said on stderr when the first arrives; `{signal}` is its name."""
+    before_leaving: Callable[[], None] | None = None
+    """Called when a second arrives, before the process ends at once."""
+    first: int | None = field(default=None, init=False)
+    _at: float = field(default=0.0, init=False)
+    _before: dict[int, object] = field(default_factory=dict, init=False)
+    _ends: tuple[socket.socket, socket.socket] | None = field(default=None, init=False)
+    _fd_before: int = field(default=-1, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is not threading.main_thread() or self._ends:
@@ -90,12 +82,7 @@ class Interrupts:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if not self._ends:
             return
         for signum, handler in self._before.items():

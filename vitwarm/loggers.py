@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightning.pytorch.loggers import (
@@ -96,49 +96,46 @@ def to_curves(line: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+@dataclass
 class _Mirror:
     """One logger and the thread that feeds it."""
 
-    def __init__(
-        self,
-        name: str,
-        run: RunFolder,
-        config: Mapping[str, Any],
-        earlier: Sequence[Mapping[str, Any]],
-        start_step: int,
-    ) -> None:
-        self.name = f"run.logger {name}"
-        self.open = partial(_OPENERS[name], run, start_step)
-        self.config = config
-        self.earlier = earlier
-        #: Lines of metrics.jsonl; at last, how the run ended.
-        self.lines: queue.SimpleQueue[Mapping[str, Any] | str] = queue.SimpleQueue()
+    name: str
+    run: RunFolder
+    config: Mapping[str, Any]
+    earlier: Sequence[Mapping[str, Any]]
+    start_step: int
+    lines: queue.SimpleQueue[Mapping[str, Any] | str] = field(default_factory=queue.SimpleQueue)
+    """Lines of metrics.jsonl; at last, how the run ended."""
+
+    def __post_init__(self) -> None:
+        self.said = f"run.logger {self.name}"
         # Here, not in the thread: a loader process that is forked meanwhile would get its locks.
-        attempt(self.name, importlib.import_module, MODULES[name])
-        self.thread = threading.Thread(target=self._work, name=self.name, daemon=True)
+        attempt(self.said, importlib.import_module, MODULES[self.name])
+        self.thread = threading.Thread(target=self._work, name=self.said, daemon=True)
         self.thread.start()
 
     def leave(self, deadline: float) -> None:
         """Waits for the thread, but not for ever."""
         self.thread.join(max(0.0, deadline - time.monotonic()))
         if self.thread.is_alive():
-            attempt(self.name, self._say_unsent)
+            attempt(self.said, self._say_unsent)
 
     def _say_unsent(self) -> None:
         raise TimeoutError(f"not everything was sent within {LEAVE_SECONDS:g} s of the run's end")
 
     def _work(self) -> None:
-        opened = attempt(self.name, self.open)
+        opened = attempt(self.said, _OPENERS[self.name], self.run, self.start_step)
         if opened is None:
             return
         logger, knows_run = opened
         if not knows_run:
-            attempt(self.name, logger.log_hyperparams, dict(self.config))
+            attempt(self.said, logger.log_hyperparams, dict(self.config))
             for one in self.earlier:
-                attempt(self.name, _tell, logger, one)
+                attempt(self.said, _tell, logger, one)
         while not isinstance(line := self.lines.get(), str):
-            attempt(self.name, _tell, logger, line)
-        attempt(self.name, _close, logger, line)
+            attempt(self.said, _tell, logger, line)
+        attempt(self.said, _close, logger, line)
 
 
 def _tell(logger: Logger, line: Mapping[str, Any]) -> None:
@@ -169,13 +166,11 @@ def _open_csv(run: RunFolder, start_step: int) -> tuple[Logger, bool]:
 def _open_wandb(run: RunFolder, start_step: int) -> tuple[Logger, bool]:
     """WANDB_MODE, WANDB_PROJECT, ... count; the run's terminal output is not sent."""
     known = _read_id(run, "wandb")
+    project = os.environ.get("WANDB_PROJECT", "vitwarm")
     logger = WandbLogger(
-        name=run.path.name,
-        id=known,
-        save_dir=run.path,
-        project=os.environ.get("WANDB_PROJECT", "vitwarm"),
+        name=run.path.name, id=known, save_dir=run.path, project=project,
         settings={"console": "off"},
-    )
+    )  # fmt: skip
     _write_id(run, "wandb", logger.experiment.id)
     return logger, known is not None
 

@@ -22,7 +22,8 @@ from lightning.fabric.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
     SLURMEnvironment,
-)
+    TorchElasticEnvironment,
+)  # fmt: skip
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from vitwarm.config import RunConfig
@@ -156,18 +157,17 @@ def find_world(run: RunConfig, environment: Mapping[str, str] | None = None) -> 
     return World(node * run.devices + local, size)
 
 
-class Launched(ClusterEnvironment):
-    """A world that a launcher made, for Lightning: as `find_world` read it, nothing guessed."""
+class Launched(TorchElasticEnvironment):
+    """A world that a launcher made, for Lightning: as `find_world` read it, nothing guessed.
+
+    Lightning's own environment for torchrun, but for what the launchers' variables are called;
+    what Lightning sets is not taken, but compared in `check_world`.
+    """
 
     def __init__(self, launch: Launch, devices: int) -> None:
         super().__init__()
         self._launch = launch
         self._devices = devices
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        """The launcher did."""
-        return True
 
     @property
     def main_address(self) -> str:
@@ -182,31 +182,16 @@ class Launched(ClusterEnvironment):
         job = read_number(os.environ, "SLURM_JOB_ID")
         return int(os.environ.setdefault("MASTER_PORT", str(15_000 + job % 10_000)))
 
-    @staticmethod
-    def detect() -> bool:
-        """Never by itself: Lightning is told."""
-        return False
-
     def world_size(self) -> int:
-        """Processes of the run."""
         return self._launch.size
 
-    def set_world_size(self, size: int) -> None:
-        """Lightning's own idea; compared in `check_world`, not taken."""
-
     def global_rank(self) -> int:
-        """This process's number."""
         return self._launch.rank
 
-    def set_global_rank(self, rank: int) -> None:
-        """Lightning's own idea; compared in `check_world`, not taken."""
-
     def local_rank(self) -> int:
-        """Its number on its node."""
         return self._launch.local_rank
 
     def node_rank(self) -> int:
-        """Its node's number."""
         return self._launch.rank // self._devices
 
     def _first_node(self) -> str:

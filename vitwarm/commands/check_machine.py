@@ -34,15 +34,17 @@ class Finding:
 
 def check_machine() -> list[Finding]:
     """Returns versions, hardware, and whether files and a training step work here."""
-    findings = [_package(name) for name in PACKAGES]
     cores = f"{count_cpus()} cores, torch uses {torch.get_num_threads()}"
-    findings.append(Finding("cpu", True, cores))
-    findings.append(_numbers(choose_device(RunConfig())))
-    findings.append(_gpu())
-    findings.append(_disk())
-    findings.append(_decoder())
-    findings.append(_one_step())
-    return findings
+    numbers = f"auto takes {choose_numbers('auto', choose_device(RunConfig()))}"
+    return [
+        *map(_package, PACKAGES),
+        Finding("cpu", True, cores),
+        Finding("precision", True, numbers),
+        Finding("gpu", True, _gpu()),
+        _disk(),
+        _decoder(),
+        _one_step(),
+    ]
 
 
 def _package(name: str) -> Finding:
@@ -52,19 +54,15 @@ def _package(name: str) -> Finding:
         return Finding(name, False, "not installed: pip install -e .")
 
 
-def _numbers(device: torch.device) -> Finding:
-    return Finding("precision", True, f"auto takes {choose_numbers('auto', device)}")
-
-
-def _gpu() -> Finding:
+def _gpu() -> str:
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-        return Finding("gpu", True, f"{torch.cuda.device_count()} x {', '.join(sorted(names))}")
+        return f"{torch.cuda.device_count()} x {', '.join(sorted(names))}"
     if torch.backends.mps.is_available():
-        return Finding("gpu", True, "Apple's; one process uses it")
+        return "Apple's; one process uses it"
     if torch.xpu.is_available():
-        return Finding("gpu", True, "Intel's, which Lightning cannot train on; the CPU is used")
-    return Finding("gpu", True, "none that torch can use; everything runs on the CPU")
+        return "Intel's, which Lightning cannot train on; the CPU is used"
+    return "none that torch can use; everything runs on the CPU"
 
 
 def _disk() -> Finding:
@@ -87,15 +85,8 @@ def _decoder() -> Finding:
 
 def _one_step() -> Finding:
     """One step of a tiny warm-up: that torch computes, and that a step changes the trunk."""
-    vit = build_model(
-        "vit_tiny_patch16_224",
-        seed=0,
-        embed_dim=16,
-        depth=1,
-        num_heads=2,
-        img_size=16,
-        patch_size=8,
-    )
+    tiny = {"embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": 16, "patch_size": 8}
+    vit = build_model("vit_tiny_patch16_224", seed=0, **tiny)
     tokens = TokenModel(vit, n_ids=5)
     weight: Tensor = tokens.model.blocks[0].attn.qkv.weight
     before = weight.detach().clone()

@@ -87,8 +87,9 @@ def _check(name: str) -> None:
     if audit.carried != expected:
         odd = sorted(set(audit.carried) ^ set(expected))
         raise ModelError(f"model {name!r}: the hand-off leaves out {odd[0]!r}.")
+    sides: tuple[int, int, int] = vit.pretrained_cfg["input_size"]  # type: ignore[index,assignment]
     with torch.device("meta"), torch.no_grad():
-        vit(torch.zeros(batch, *_input_size(vit)))
+        vit(torch.zeros(batch, *sides))
 
 
 def _build(name: str) -> nn.Module:
@@ -99,8 +100,3 @@ def _build(name: str) -> nn.Module:
         except ModelError:
             pass  # stages instead of a depth
     return build_shapes(name)
-
-
-def _input_size(vit: nn.Module) -> tuple[int, int, int]:
-    config: dict[str, tuple[int, int, int]] = vit.pretrained_cfg  # type: ignore[assignment]
-    return config["input_size"]

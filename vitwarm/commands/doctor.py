@@ -40,10 +40,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print("\n".join(json.dumps(asdict(finding)) for finding in findings))
     else:
-        print(
-            columns([(f"{'ok' if one.ok else 'BAD':3} {one.name}", one.text) for one in findings])
-        )
+        print(columns([(_marked(one.name, one.ok), one.text) for one in findings]))
     return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _marked(name: str, ok: bool) -> str:
+    return f"{'ok' if ok else 'BAD':3} {name}"
 
 
 def _models(args: argparse.Namespace) -> int:
@@ -75,7 +77,7 @@ def _models(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps(asdict(verdict)), flush=True)
         elif args.model:
-            rows.append((f"{'ok' if verdict.ok else 'BAD':3} {name}", verdict.why or WORKS))
+            rows.append((_marked(name, verdict.ok), verdict.why or WORKS))
         elif not verdict.ok:
             reasons.setdefault(module, verdict.why.split("cannot be warmed up: ")[-1])
     expected = sum(works[m][True] for m in PATCH_TRANSFORMERS)

@@ -35,7 +35,8 @@ _EXPANSION = ("depth", "width", "scale", "vectors", "order")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments; the first word may be graft, expand, import or push."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "trunks",
         nargs="+",
         metavar="TRUNK",
@@ -43,37 +44,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "or `graft A B`, `expand A`, `import FILE` (.safetensors, .pth, .pt), "
         "`push A hf-hub:OWNER/NAME`",
     )
-    parser.add_argument("--out", help="export folder; of graft, expand, import: the trunk file")
-    parser.add_argument("--model", help="timm model name; default: the one that was warmed up")
-    parser.add_argument(
-        "--model-kwargs",
-        type=json.loads,
-        metavar="JSON",
-        help="for timm.create_model; default: as it was warmed up",
-    )
-    parser.add_argument("--num-classes", type=int, help="default: the model's own")
-    parser.add_argument(
-        "--img-size", type=_read_sides, help="pixels, 224 or 192x256; default: as it was warmed up"
-    )
-    parser.add_argument("--scope", default="all", choices=["all", "blocks", "attention", "mlp"])
-    parser.add_argument("--blocks", help="-4: or 0,1,2; default: all")
-    parser.add_argument("--seed", type=int, default=0, help="of the fresh tensors (default 0)")
-    parser.add_argument(
-        "--allow-failed", action="store_true", help="hand off a trunk that learned nothing, too"
-    )
-    parser.add_argument("--attention-of", choices=["A", "B"], help="graft: MLPs of the other")
-    parser.add_argument("--first-blocks", type=int, metavar="N", help="graft: N of A, rest of B")
-    parser.add_argument(
-        "--depth", choices=["core", "stack", "interleave"], help="expand: blocks (default core)"
-    )
-    parser.add_argument("--width", choices=["tile", "zero"], help="expand: (default tile)")
-    parser.add_argument("--scale", choices=["none", "fro"], help="expand, tiled: (default fro)")
-    parser.add_argument(
-        "--vectors", choices=["published", "tiled"], help="expand, tiled: biases and norms"
-    )
-    parser.add_argument("--order", choices=["cyclic", "each"], help="expand: (default cyclic)")
-    parser.add_argument("--private", action="store_true", help="push: a new repository is private")
-    parser.add_argument("--json", action="store_true", help="print the audit as JSON")
+    add("--out", help="export folder; of graft, expand, import: the trunk file")
+    add("--model", help="timm model name; default: the one that was warmed up")
+    warmed = "default: as it was warmed up"
+    add("--model-kwargs", type=json.loads, metavar="JSON", help=f"for timm.create_model; {warmed}")
+    add("--num-classes", type=int, help="default: the model's own")
+    add("--img-size", type=_read_sides, help=f"pixels, 224 or 192x256; {warmed}")
+    add("--scope", default="all", choices=["all", "blocks", "attention", "mlp"])
+    add("--blocks", help="-4: or 0,1,2; default: all")
+    add("--seed", type=int, default=0, help="of the fresh tensors (default 0)")
+    failed = "hand off a trunk that learned nothing, too"
+    add("--allow-failed", action="store_true", help=failed)
+    add("--attention-of", choices=["A", "B"], help="graft: MLPs of the other")
+    add("--first-blocks", type=int, metavar="N", help="graft: N of A, rest of B")
+    depths = ["core", "stack", "interleave"]
+    add("--depth", choices=depths, help="expand: blocks (default core)")
+    add("--width", choices=["tile", "zero"], help="expand: (default tile)")
+    add("--scale", choices=["none", "fro"], help="expand, tiled: (default fro)")
+    add("--vectors", choices=["published", "tiled"], help="expand, tiled: biases and norms")
+    add("--order", choices=["cyclic", "each"], help="expand: (default cyclic)")
+    add("--private", action="store_true", help="push: a new repository is private")
+    add("--json", action="store_true", help="print the audit as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -114,14 +105,9 @@ def run(args: argparse.Namespace) -> int:
     model = args.model or facts.get("model")
     if not model:
         raise ConfigError("--model is not given, and the trunk does not name one. Give --model.")
-    vit, audit = attach(
-        trunk,
-        model=model,
-        scope=args.scope,
-        blocks=args.blocks,
-        seed=args.seed,
-        **_model_kwargs(args, model, facts),
-    )
+    kwargs = _model_kwargs(args, model, facts)
+    part = {"scope": args.scope, "blocks": args.blocks}
+    vit, audit = attach(trunk, model=model, seed=args.seed, **part, **kwargs)
     out = Path(args.out)
     if out.is_file():
         raise HandoffError(f"--out is {args.out}, a file; give a folder (it may not exist yet).")
@@ -178,11 +164,8 @@ def _model_kwargs(args: argparse.Namespace, model: str, facts: dict[str, str]) -
         kwargs = _checked(args.model_kwargs)
     elif facts.get("model") == model.split(".")[0] and "model_args" in facts:
         kwargs = json.loads(facts["model_args"])
-    if args.num_classes is not None:
-        kwargs["num_classes"] = args.num_classes
-    if args.img_size is not None:
-        kwargs["img_size"] = args.img_size
-    return kwargs
+    asked = {name: getattr(args, name) for name in ("num_classes", "img_size")}
+    return kwargs | {name: value for name, value in asked.items() if value is not None}
 
 
 def _checked(model_kwargs: Any) -> dict[str, Any]:
@@ -204,10 +187,10 @@ def _checked(model_kwargs: Any) -> dict[str, Any]:
 def _refuse_unused(args: argparse.Namespace, what: str, *more: str) -> None:
     """Refuses options of a hand-off on what only makes a trunk file."""
     plain = {"scope": "all", "seed": 0, "allow_failed": False}
-    flags = ["--num-classes", "--img-size", "--scope", "--blocks", "--seed", "--allow-failed"]
-    flags += more
-    fields = {flag: flag.removeprefix("--").replace("-", "_") for flag in flags}
-    unused = [flag for flag, name in fields.items() if getattr(args, name) != plain.get(name)]
+    names = ["num_classes", "img_size", "scope", "blocks", "seed", "allow_failed", *more]
+    unused = [
+        f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != plain.get(name)
+    ]
     if unused:
         raise ConfigError(
             f"{', '.join(unused)} has no effect on {what}, which only makes a trunk file. "
@@ -218,7 +201,7 @@ def _refuse_unused(args: argparse.Namespace, what: str, *more: str) -> None:
 def _import(args: argparse.Namespace) -> int:
     if len(args.trunks) != 2:
         raise ConfigError("import takes one file: vitwarm handoff import FILE --out FILE.")
-    _refuse_unused(args, "an import", "--attention-of", "--first-blocks")
+    _refuse_unused(args, "an import", "attention_of", "first_blocks")
     from vitwarm.trunk import import_weights
 
     kwargs = _checked(args.model_kwargs or {})
@@ -234,21 +217,12 @@ def _graft(args: argparse.Namespace) -> int:
             f"graft takes two trunks, not {len(args.trunks) - 1}: vitwarm handoff graft A B "
             "--attention-of A --out FILE."
         )
-    _refuse_unused(args, "a graft", "--model", "--model-kwargs")
+    _refuse_unused(args, "a graft", "model", "model_kwargs")
     from vitwarm.inits import write_init
 
-    first, second = args.trunks[1:]
-    path = write_init(
-        "graft",
-        args.out,
-        model="",
-        seed=0,
-        a=first,
-        b=second,
-        attention_of=args.attention_of,
-        first_blocks=args.first_blocks,
-    )
-    return _show_made(path, args)
+    parts = {"a": args.trunks[1], "b": args.trunks[2], "attention_of": args.attention_of}
+    parts["first_blocks"] = args.first_blocks
+    return _show_made(write_init("graft", args.out, model="", seed=0, **parts), args)
 
 
 def _expand(args: argparse.Namespace) -> int:
@@ -257,19 +231,12 @@ def _expand(args: argparse.Namespace) -> int:
             "expand takes a trunk and the model that it becomes: vitwarm handoff expand CORE "
             "--model vit_base_patch16_224 --out FILE."
         )
-    _refuse_unused(args, "an expansion", "--attention-of", "--first-blocks")
+    _refuse_unused(args, "an expansion", "attention_of", "first_blocks")
     from vitwarm.inits import write_init
 
-    path = write_init(
-        "expand",
-        args.out,
-        model=args.model,
-        seed=0,
-        model_kwargs=_checked(args.model_kwargs or {}),
-        core=args.trunks[1],
-        **{name: given for name in _EXPANSION if (given := getattr(args, name)) is not None},
-    )
-    return _show_made(path, args)
+    how = {name: given for name in _EXPANSION if (given := getattr(args, name)) is not None}
+    how |= {"model_kwargs": _checked(args.model_kwargs or {}), "core": args.trunks[1]}
+    return _show_made(write_init("expand", args.out, model=args.model, seed=0, **how), args)
 
 
 def _show_made(path: Path, args: argparse.Namespace) -> int:

@@ -53,14 +53,9 @@ def run(args: argparse.Namespace) -> int:
     if not (shards / "_info.json").exists():
         write_digits(shards)
     recipe = find_recipe(f"sweep/quickstart{'_smoke' if args.smoke else ''}.yaml")
-    config = load_config(
-        SweepConfig,
-        recipe,
-        fields={
-            "set": {"data.train": f"{shards}/train", "data.val": f"{shards}/validation"},
-            "run.root": str(root / "runs"),
-        },
-    )
+    data = {"data.train": f"{shards}/train", "data.val": f"{shards}/validation"}
+    fields = {"set": data, "run.root": str(root / "runs")}
+    config = load_config(SweepConfig, recipe, fields=fields)
     say("2/3 two warm-ups, then the trainings")
     result = run_sweep(config, recipe=recipe)
     say("3/3 the report")

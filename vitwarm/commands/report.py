@@ -27,17 +27,14 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the words of `vitwarm report`."""
-    parser.add_argument("runs", nargs="+", help="folders of runs or of probes, or a sweep's folder")
-    parser.add_argument("--out", required=True, help="folder for the page, pictures and tables")
-    parser.add_argument("--title", help="title of the page")
-    parser.add_argument(
-        "--figures",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="also write every picture as PNG and SVG (about a second each)",
-    )
-    parser.add_argument("--against", metavar="FOLDER", help="an earlier report to compare with")
-    parser.add_argument("--open", action="store_true", help="show the page in the web browser")
+    add = parser.add_argument
+    add("runs", nargs="+", help="folders of runs or of probes, or a sweep's folder")
+    add("--out", required=True, help="folder for the page, pictures and tables")
+    add("--title", help="title of the page")
+    figures = "also write every picture as PNG and SVG (about a second each)"
+    add("--figures", action=argparse.BooleanOptionalAction, default=False, help=figures)
+    add("--against", metavar="FOLDER", help="an earlier report to compare with")
+    add("--open", action="store_true", help="show the page in the web browser")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,13 +43,9 @@ def run(args: argparse.Namespace) -> int:
     from vitwarm.report.tables import terminal_table
 
     paths = run_report(
-        args.runs,
-        args.out,
-        title=args.title,
-        figures=args.figures,
-        against=args.against,
+        args.runs, args.out, title=args.title, figures=args.figures, against=args.against,
         more=find_probes(args.runs),
-    )
+    )  # fmt: skip
     encoding = sys.stdout.encoding or "utf-8"
     print(terminal_table(paths.analyses).encode(encoding, "replace").decode(encoding), end="\n\n")
     if paths.changes:
@@ -79,11 +72,8 @@ def find_probes(roots: Iterable[str | Path]) -> list[PageSection]:
             found = json.loads(path.read_text(encoding="utf-8"))
             make_probe_section([found], title="", slug="")
         except NOT_OURS as error:
-            kind = type(error).__name__
-            print(
-                f"{path} is left out: not written by this version's probe ({kind}).",
-                file=sys.stderr,
-            )
+            why = f"not written by this version's probe ({type(error).__name__})"
+            print(f"{path} is left out: {why}.", file=sys.stderr)
             continue
         folders[path.parent].append(found)
     return [

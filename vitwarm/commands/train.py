@@ -30,18 +30,13 @@ OFTEN = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments; words of the form section.field=value override the config."""
-    parser.add_argument("--config", metavar="FILE", help="a recipe (configs/train/*.yaml)")
-    parser.add_argument("--fraction", metavar="SHARE", help="of the training images: 0.1 or 10%%")
-    parser.add_argument(
-        "--trunk",
-        metavar="TRUNK",
-        help="to start from: trunk file, run folder, shipped name or hf-hub:OWNER/NAME",
-    )
-    parser.add_argument(
-        "--init",
-        metavar="MODEL",
-        help="to fine-tune (all weights): export folder, file of weights or timm tag",
-    )
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="a recipe (configs/train/*.yaml)")
+    add("--fraction", metavar="SHARE", help="of the training images: 0.1 or 10%%")
+    trunk = "to start from: trunk file, run folder, shipped name or hf-hub:OWNER/NAME"
+    add("--trunk", metavar="TRUNK", help=trunk)
+    weights = "to fine-tune (all weights): export folder, file of weights or timm tag"
+    add("--init", metavar="MODEL", help=weights)
     add_run_arguments(parser)
     parser.epilog = describe_fields("train", OFTEN)
 
@@ -49,17 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs (or plans) the training that the arguments describe."""
     _check_braces(args.overrides)
-    config = read_config(
-        TrainRun,
-        args,
-        "train",
-        {
-            "data.fraction": args.fraction,
-            "handoff.trunk": args.trunk,
-            "handoff.init": args.init,
-        },
-    )
-
+    flags = {"data.fraction": args.fraction, "handoff.trunk": args.trunk, "handoff.init": args.init}
+    config = read_config(TrainRun, args, "train", flags)
     refuse_idle_handoff(config)
     from vitwarm.training import run_training, show_plan
 

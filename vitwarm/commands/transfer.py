@@ -13,15 +13,15 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitwarm.config import RunConfig, SweepConfig, TrainRun, find_recipe, load_config
 from vitwarm.errors import ConfigError, ShardError
 from vitwarm.units import format_seconds
 
 if TYPE_CHECKING:
-    from vitwarm.config import SweepConfig
     from vitwarm.report import Analysis
 
 ARMS = ("default", "warmed", "mimetic")
@@ -48,24 +48,22 @@ class Pilot:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the words of `vitwarm transfer`."""
-    parser.add_argument("trunk", help="trunk file, run folder, shipped name or hf-hub:OWNER/NAME")
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="SHARDS",
-        help="the folder of both splits, or as data.train takes it",
-    )
-    parser.add_argument("--val", metavar="SHARDS", help="default: DATA/validation")
-    parser.add_argument("--minutes", type=float, default=30.0, help="time it may take, default 30")
-    parser.add_argument("--seeds", type=int, default=5, help="paired seeds, at least 3; default 5")
-    parser.add_argument("--out", type=Path, default=Path("transfer"), help="folder for everything")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    add = parser.add_argument
+    add("trunk", help="trunk file, run folder, shipped name or hf-hub:OWNER/NAME")
+    shards = "the folder of both splits, or as data.train takes it"
+    add("--data", required=True, metavar="SHARDS", help=shards)
+    add("--val", metavar="SHARDS", help="default: DATA/validation")
+    add("--minutes", type=float, default=30.0, help="time it may take, default 30")
+    add("--seeds", type=int, default=5, help="paired seeds, at least 3; default 5")
+    add("--out", type=Path, default=Path("transfer"), help="folder for everything")
+    add("overrides", nargs="*", metavar="section.field=value")
 
 
 def run(args: argparse.Namespace) -> int:
     """Times a pilot, plans what fits, runs it, and prints the differences in words."""
     from vitwarm.report import run_report
     from vitwarm.sweep import run_sweep
+    from vitwarm.sweep.worker import find_slots
 
     if not args.minutes > 0:
         raise ConfigError(f"--minutes is {args.minutes:g}; give the time it may take, such as 30.")
@@ -75,21 +73,18 @@ def run(args: argparse.Namespace) -> int:
     base = _sweep(args, {"train.steps": PILOT_STEPS})
     _check_data(base)
     print(f"A pilot of {PILOT_STEPS} steps tells what fits in {args.minutes:g} min.", flush=True)
-    pilot = time_pilot(base, args.out)
-    n_slots = _count_slots(base)
+    train = load_config(TrainRun, find_recipe(base.base), fields=base.set)
+    slots, n_runs = find_slots(base.run, base.slots), len(ARMS) * args.seeds
+    pilot = time_pilot(train, base.run, args.out, threads=int(slots[0]["OMP_NUM_THREADS"]))
     left = args.minutes * 60 - (time.monotonic() - began)
+    batch_size, share = train.train.batch_size, PLANNED * left
     steps, fraction = plan_probe(
-        pilot,
-        seconds=PLANNED * left,
-        n_runs=len(ARMS) * args.seeds,
-        n_slots=n_slots,
-        batch_size=_batch_size(base),
+        pilot, seconds=share, n_runs=n_runs, n_slots=len(slots), batch_size=batch_size
     )
-    n_images = round(fraction * pilot.n_images)
     print(
-        f"{n_images:,} of {pilot.n_images:,} images, {steps:,} steps, {args.seeds} paired seeds, "
-        f"{len(ARMS)} starts, {n_slots} at a time: about "
-        f"{format_seconds(_duration(pilot, steps, len(ARMS) * args.seeds, n_slots))}",
+        f"{round(fraction * pilot.n_images):,} of {pilot.n_images:,} images, {steps:,} steps, "
+        f"{args.seeds} paired seeds, {len(ARMS)} starts, {len(slots)} at a time: about "
+        f"{format_seconds(_duration(pilot, steps, n_runs, len(slots)))}",
         flush=True,
     )
     config = _sweep(args, {"train.steps": steps, "data.fraction": fraction})
@@ -99,18 +94,16 @@ def run(args: argparse.Namespace) -> int:
     return result.exit_code
 
 
-def time_pilot(base: SweepConfig, out: Path) -> Pilot:
+def time_pilot(config: TrainRun, run: RunConfig, out: Path, *, threads: int) -> Pilot:
     """Trains the default arm for a few steps and returns what a step and the rest of a run take."""
-    from vitwarm.config import TrainRun, find_recipe, load_config
-    from vitwarm.sweep.execute import find_slots
     from vitwarm.training import run_training
 
-    threads = int(find_slots(base.run, base.slots)[0]["OMP_NUM_THREADS"])
-    fields = {**base.set, "run.root": str(out / "pilot"), "run.threads": threads}
-    fields |= {"run.progress": False, "run.workers": threads - 1, "run.device": base.run.device}
-    config = load_config(TrainRun, find_recipe(base.base), fields=fields)
+    run = replace(
+        config.run, root=str(out / "pilot"), threads=threads, workers=threads - 1, progress=False,
+        device=run.device,
+    )  # fmt: skip
     began = time.monotonic()
-    record = run_training(config, fresh=True)
+    record = run_training(replace(config, run=run), fresh=True)
     seconds = time.monotonic() - began
     step = config.train.batch_size / max(record.images_per_second or 0.0, 1e-9)
     other = max(0.0, seconds - PILOT_STEPS * step)
@@ -131,9 +124,8 @@ def plan_probe(
     if steps < LEAST_STEPS:
         needed = _duration(pilot, LEAST_STEPS, n_runs, n_slots) / PLANNED / 60
         raise ConfigError(
-            f"--minutes leaves {max(steps, 0)} steps a run; "
-            f"{LEAST_STEPS} are the least. "
-            f"Give --minutes {math.ceil(needed + 1)}, smaller images (train.img_size=...) or a GPU."
+            f"--minutes leaves {max(steps, 0)} steps a run; {LEAST_STEPS} are the least. Give "
+            f"--minutes {math.ceil(needed + 1)}, smaller images (train.img_size=...) or a GPU."
         )
     wanted = max(10 * pilot.n_classes, round(steps * batch_size / MOST_PASSES))
     n_images = min(wanted, pilot.n_images)
@@ -156,17 +148,13 @@ def say_result(analysis: Analysis, trunk: str) -> str:
             lines.append(f"{text}): too few for an interval.")
             continue
         text += f", 95 % CI {one.low:+.1f} to {one.high:+.1f})"
-        if one.low > 0:
-            lines.append(f"{text}: it helps here.")
-        elif one.high < 0:
-            lines.append(f"{text}: it harms here.")
-        else:
-            lines.append(f"{text}: no significant difference.")
+        verdict = "it harms here" if one.high < 0 else "no significant difference"
+        verdict = "it helps here" if one.low > 0 else verdict
+        lines.append(f"{text}: {verdict}.")
     return "\n".join(lines)
 
 
 def _sweep(args: argparse.Namespace, fields: dict[str, Any]) -> SweepConfig:
-    from vitwarm.config import SweepConfig, load_config
     from vitwarm.trunk import load_trunk
 
     facts = load_trunk(args.trunk).facts
@@ -177,32 +165,21 @@ def _sweep(args: argparse.Namespace, fields: dict[str, Any]) -> SweepConfig:
     words = [word for word in args.overrides if word.split(".")[0] in ("train", "data", "handoff")]
     others = [word for word in args.overrides if word not in words]
     given = {
-        "data.train": train,
-        "data.val": val,
-        "train.model": facts["model"],
-        "train.model_kwargs": shape,
-        "train.img_size": size,
-        **fields,
-    }
-    return load_config(
-        SweepConfig,
-        None,
-        [*(f"set.{word}" for word in words), *others],
-        fields={
-            "name": "transfer",
-            "base": "train/transfer.yaml",
-            "match": "steps",
-            "warmup_seeds": "shared",
-            "seeds": list(range(args.seeds)),
-            "set": given,
-            "arms": {
-                "default": {},
-                "warmed": {"trunk": str(args.trunk), "train": {"handoff.allow_failed": True}},
-                "mimetic": {"init": "mimetic"},
-            },
-            "run.root": str(args.out / "runs"),
+        "data.train": train, "data.val": val, "train.model": facts["model"],
+        "train.model_kwargs": shape, "train.img_size": size, **fields,
+    }  # fmt: skip
+    sweep = {
+        "name": "transfer", "base": "train/transfer.yaml", "match": "steps",
+        "warmup_seeds": "shared", "seeds": list(range(args.seeds)), "set": given,
+        "arms": {
+            "default": {},
+            "warmed": {"trunk": str(args.trunk), "train": {"handoff.allow_failed": True}},
+            "mimetic": {"init": "mimetic"},
         },
-    )
+        "run.root": str(args.out / "runs"),
+    }  # fmt: skip
+    words = [*(f"set.{word}" for word in words), *others]
+    return load_config(SweepConfig, None, words, fields=sweep)
 
 
 def _train_of(data: str) -> str:
@@ -224,18 +201,6 @@ def _check_data(base: SweepConfig) -> None:
     for split in ("data.train", "data.val"):
         if not is_streamed(base.set[split]):
             find_shards(base.set[split])
-
-
-def _batch_size(base: SweepConfig) -> int:
-    from vitwarm.config import TrainRun, find_recipe, load_config
-
-    return load_config(TrainRun, find_recipe(base.base), fields=base.set).train.batch_size
-
-
-def _count_slots(base: SweepConfig) -> int:
-    from vitwarm.sweep.execute import find_slots
-
-    return len(find_slots(base.run, base.slots))
 
 
 def _duration(pilot: Pilot, steps: int, n_runs: int, n_slots: int) -> float:

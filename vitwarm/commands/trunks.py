@@ -20,16 +20,11 @@ def run(args: argparse.Namespace) -> int:
     rows = [("name", "model", "blocks", "width", "made by")]
     for name, path in shipped_trunks().items():
         facts = load_trunk(path).facts
-        rule = (facts.get("rule") or {}).get("name")
-        rows.append(
-            (
-                name,
-                str(facts.get("model", "?")),
-                str(facts.get("depth", "?")),
-                str(facts.get("width", "?")),
-                f"rule {rule}" if rule else str(facts.get("source", "?")),
-            )
+        model, depth, width, source = (
+            str(facts.get(fact, "?")) for fact in ("model", "depth", "width", "source")
         )
+        rule = (facts.get("rule") or {}).get("name")
+        rows.append((name, model, depth, width, f"rule {rule}" if rule else source))
     if len(rows) == 1:
         print("No trunk ships with this version; --trunk takes files, runs and hf-hub:OWNER/NAME.")
     else:

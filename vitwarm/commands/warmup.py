@@ -23,35 +23,21 @@ OFTEN = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments; words of the form section.field=value override the config."""
-    parser.add_argument("--config", metavar="FILE", help="a recipe (configs/warmup/*.yaml)")
-    parser.add_argument("--rule", metavar="NAME", help="dyck, shuffled:dyck, ... (vitwarm rules)")
-    parser.add_argument(
-        "--budget",
-        metavar="B",
-        help="share of the image training's samples (0.01), or 15000steps, 3.84Msamples",
-    )
-    parser.add_argument(
-        "--until",
-        choices=("budget", "saturated"),
-        help="saturated: stop once 99 %% of the hidden tokens are right (default: budget)",
-    )
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="a recipe (configs/warmup/*.yaml)")
+    add("--rule", metavar="NAME", help="dyck, shuffled:dyck, ... (vitwarm rules)")
+    budget = "share of the image training's samples (0.01), or 15000steps, 3.84Msamples"
+    add("--budget", metavar="B", help=budget)
+    until = "saturated: stop once 99 %% of the hidden tokens are right (default: budget)"
+    add("--until", choices=("budget", "saturated"), help=until)
     add_run_arguments(parser)
     parser.epilog = describe_fields("warmup", OFTEN)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs (or plans) the warm-up that the arguments describe."""
-    config = read_config(
-        WarmupRun,
-        args,
-        "warmup",
-        {
-            "rule.name": args.rule,
-            "warmup.budget": args.budget,
-            "warmup.until": args.until,
-        },
-    )
-
+    flags = {"rule.name": args.rule, "warmup.budget": args.budget, "warmup.until": args.until}
+    config = read_config(WarmupRun, args, "warmup", flags)
     from vitwarm.warmup import run_warmup, show_plan
 
     if args.dry_run:

@@ -8,7 +8,7 @@ from vitwarm.config.load import (
     save_config,
     to_plain,
     with_overrides,
-)
+)  # fmt: skip
 from vitwarm.config.reading import read_yaml, value_of
 from vitwarm.config.schema import (
     NO_FRESH_MODEL,
@@ -24,29 +24,11 @@ from vitwarm.config.schema import (
     TrainRun,
     WarmupConfig,
     WarmupRun,
-)
+)  # fmt: skip
 
 __all__ = [
-    "NO_FRESH_MODEL",
-    "ArmConfig",
-    "DataConfig",
-    "HandoffConfig",
-    "Precision",
-    "RuleConfig",
-    "RunConfig",
-    "SweepConfig",
-    "Switch",
-    "TrainConfig",
-    "TrainRun",
-    "WarmupConfig",
-    "WarmupRun",
-    "config_hash",
-    "find_recipe",
-    "list_recipes",
-    "load_config",
-    "read_yaml",
-    "save_config",
-    "to_plain",
-    "value_of",
-    "with_overrides",
-]
+    "NO_FRESH_MODEL", "ArmConfig", "DataConfig", "HandoffConfig", "Precision", "RuleConfig",
+    "RunConfig", "SweepConfig", "Switch", "TrainConfig", "TrainRun", "WarmupConfig", "WarmupRun",
+    "config_hash", "find_recipe", "list_recipes", "load_config", "read_yaml", "save_config",
+    "to_plain", "value_of", "with_overrides",
+]  # fmt: skip

@@ -31,9 +31,13 @@ def refusal(schema: type, field_name: str, value: Any, section: str = "") -> Con
     if allowed and allowed.explain and isinstance(value, dict):
         return ConfigError(allowed.explain(name, value))
     given = value if isinstance(value, int | float) or value is None else repr(value)
-    return ConfigError(
-        f"{name} is {given}; it must be {describe(schema, field_name)}. {_advice(name, item, kind)}"
-    )
+    default = default_of(item)
+    if default is None or default == "???" or isinstance(default, dict):
+        advice = f"Give such a value{', or leave it out' if default is None else ''}."
+    else:
+        said = str(default).lower() if kind is bool else default
+        advice = f"Use for example {name}={said}, the default."
+    return ConfigError(f"{name} is {given}; it must be {describe(schema, field_name)}. {advice}")
 
 
 def describe(schema: type, field_name: str) -> str:
@@ -73,13 +77,3 @@ def hints_of(schema: type) -> dict[str, Any]:
 def item_of(schema: type, field_name: str) -> dataclasses.Field[Any]:
     """Returns a field of a schema."""
     return next(item for item in dataclasses.fields(schema) if item.name == field_name)
-
-
-def _advice(name: str, item: dataclasses.Field[Any], kind: Any) -> str:
-    default = default_of(item)
-    if default is None:
-        return "Give such a value, or leave it out."
-    if default == "???" or isinstance(default, dict):
-        return "Give such a value."
-    said = str(default).lower() if kind is bool else default
-    return f"Use for example {name}={said}, the default."

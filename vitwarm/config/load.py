@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vitwarm.config.check import describe, hints_of
+from vitwarm.config.fields import LABEL, fields_of
 from vitwarm.config.reading import as_meant, read_word, read_yaml
-from vitwarm.config.schema import ArmConfig, SweepConfig, TrainRun, WarmupRun
+from vitwarm.config.schema import SweepConfig, TrainRun, WarmupRun
 from vitwarm.errors import ConfigError, nearest
 from vitwarm.files import write_text
 
@@ -45,35 +46,13 @@ def load_config(
     Raises: ConfigError: a file that is no recipe, a key that does not exist (with the nearest that
         does), a value of another type, a mandatory field without value, a value out of range.
     """
-    where = f"{path}" if path else "the command line"
+    where = "the command line"
     try:
         merged = OmegaConf.structured(schema)
-        if path:
-            recipe = read_yaml(Path(path))
-            if recipe.get("extends"):
-                parent = Path(path).parent / str(recipe["extends"])
-                inherited = read_yaml(parent)
-                if inherited.get("extends"):
-                    raise ConfigError(
-                        f"extends in {path} names {parent}, which extends "
-                        f"{inherited['extends']} in turn; one level is allowed. "
-                        "Extend the last one directly."
-                    )
-                where = f"{parent}"
-                merged = OmegaConf.merge(merged, _nest(inherited, schema))
-            where = f"{path}"
-            merged = OmegaConf.merge(merged, {"name": Path(path).stem}, _nest(recipe, schema))
-        if fields:
-            where = "the given fields"
-            merged = OmegaConf.merge(merged, _nest(fields, schema, once=False))
+        for place, plain, once in _layers(schema, path, fields, overrides):
+            where = place
+            merged = OmegaConf.merge(merged, _nest(plain, schema, once=once))
         where = "the command line"
-        for word in overrides:
-            if word.startswith("extends="):
-                raise ConfigError(
-                    f"{word!r} changes nothing: extends stands in a recipe file. "
-                    "Give that file with --config."
-                )
-            merged = OmegaConf.merge(merged, _nest(dict([read_word(word, schema)]), schema))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             section, _, last = missing[0].rpartition(".")
@@ -86,6 +65,33 @@ def load_config(
         return cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{_explain(error, schema)} (in {where})") from error
+
+
+def _layers(
+    schema: type, path: str | Path | None, fields: Mapping[str, Any] | None, words: Sequence[str]
+) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
+    """What is merged in turn: where it stands, nested or dotted fields, and `once` of `_nest`."""
+    if path:
+        recipe = read_yaml(Path(path))
+        if recipe.get("extends"):
+            parent = Path(path).parent / str(recipe["extends"])
+            inherited = read_yaml(parent)
+            if inherited.get("extends"):
+                raise ConfigError(
+                    f"extends in {path} names {parent}, which extends {inherited['extends']} in "
+                    "turn; one level is allowed. Extend the last one directly."
+                )
+            yield f"{parent}", inherited, True
+        yield f"{path}", {"name": Path(path).stem, **recipe}, True
+    if fields:
+        yield "the given fields", fields, False
+    for word in words:
+        if word.startswith("extends="):
+            raise ConfigError(
+                f"{word!r} changes nothing: extends stands in a recipe file. "
+                "Give that file with --config."
+            )
+        yield "the command line", dict([read_word(word, schema)]), True
 
 
 def save_config(config: Any, path: str | Path) -> None:
@@ -207,19 +213,11 @@ def _explain(error: OmegaConfBaseException, schema: type) -> str:
     key = getattr(error, "full_key", None)
     unknown = re.search(r"Key '([^']+)' (?:is )?not in", first)
     if unknown:
-        known = [name for name, _ in _all_fields(schema, "")]
-        asked = str(key or unknown[1])
-        if asked.startswith("arms."):  # their labels are the user's, so no default names them
-            arm = asked.rpartition(".")[0]
-            known += [f"{arm}.{item.name}" for item in dataclasses.fields(ArmConfig)]
+        asked, known = str(key or unknown[1]), set[str]()
+        for name in (facts.name for facts in fields_of(schema)):
+            if asked.startswith("arms."):  # their labels are the user's, so no default names them
+                name = name.replace(LABEL, asked.removeprefix("arms.").rpartition(".")[0])
+            if LABEL not in name:
+                known |= {name, name.rpartition(".")[0]}
         return f"There is no field {asked!r}.{nearest(asked, known)}"
     return f"{key}: {first}." if key else f"{first}."
-
-
-def _all_fields(schema: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    default = schema() if isinstance(schema, type) else schema
-    for item in dataclasses.fields(default):
-        value = getattr(default, item.name)
-        yield f"{prefix}{item.name}", value
-        if dataclasses.is_dataclass(value):
-            yield from _all_fields(value, f"{prefix}{item.name}.")

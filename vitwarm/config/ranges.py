@@ -1,7 +1,7 @@
-"""What a field may hold: declared on the field itself, checked (`check`) wherever a config is made.
+"""What a field may hold: its words in messages and in the reference, and the test of a value.
 
-A declaration holds the words of messages and of the reference of fields, and the test of a value.
-Beyond the highest number a value is a slip of the keyboard or of units, not a wish.
+Declared on the field itself, checked (`check`) wherever a config is made. Beyond the highest number
+a value is a slip of the keyboard or of units, not a wish.
 """
 
 from __future__ import annotations
@@ -62,18 +62,9 @@ def later(declared: Any) -> Any:
     return field(default=declared.default, metadata={**declared.metadata, "hashed": "changed"})
 
 
-def number(
-    default: Any,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
-    percent: bool = False,
-    free: bool = False,
-) -> Any:
-    """A finite number between bounds that it may have (`least`, `most`) or not."""
-    words, holds = _bounds(above, least, below, most)
+def number(default: Any, *, percent: bool = False, free: bool = False, **bounds: float) -> Any:
+    """A finite number; it may have its bounds `least` and `most`, but not `above` and `below`."""
+    words, holds = _bounds(**bounds)
     return ranged(default, Allowed(words, holds, percent=percent), free=free)
 
 
@@ -108,18 +99,9 @@ def a_seed(default: Any) -> Any:
     return number(default, least=0, most=HIGHEST_SEED)
 
 
-def numbers(
-    default: Any,
-    *,
-    n: tuple[int, ...],
-    ascending: bool = False,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
-) -> Any:
+def numbers(default: Any, *, n: tuple[int, ...], ascending: bool = False, **bounds: float) -> Any:
     """A list of one of the lengths `n`, each number between the bounds, ascending if asked."""
-    words, holds = _bounds(above, least, below, most)
+    words, holds = _bounds(**bounds)
     lengths = " or ".join({2: "two", 3: "three"}[k] for k in n)
     order = ", the lower one first" if ascending else ""
 
@@ -143,7 +125,7 @@ def sides(default: Any, *, most: int) -> Any:
 
 def some_seeds(default: list[int]) -> Any:
     """A list of at least one seed, each once."""
-    words, holds = _bounds(None, 0, None, HIGHEST_SEED)
+    words, holds = _bounds(least=0, most=HIGHEST_SEED)
 
     def all_hold(values: Any) -> bool:
         return 0 < len(values) == len(set(values)) and all(map(holds, values))
@@ -154,11 +136,8 @@ def some_seeds(default: list[int]) -> Any:
 def some_of(default: list[str], known: tuple[str, ...], *, free: bool = False) -> Any:
     """A list of known names, each once."""
     words = f"of {', '.join(known[:-1])} and {known[-1]}, each at most once"
-
-    def holds(values: Any) -> bool:
-        return len(values) == len(set(values) & set(known))
-
-    return ranged(default, Allowed(words, holds), free=free)
+    allowed = Allowed(words, lambda values: len(values) == len(set(values) & set(known)))
+    return ranged(default, allowed, free=free)
 
 
 def line(default: Any, *, free: bool = False) -> Any:
@@ -192,11 +171,7 @@ def a_budget(default: str) -> Any:
 
 
 def arguments(reserved: Mapping[str, str] | None = None) -> Any:
-    """Arguments of something by their names.
-
-    Args:
-        reserved: name -> what to use instead of it.
-    """
+    """Arguments of something by their names; `reserved`: name -> what to use instead of it."""
     kept = dict(reserved or {})
 
     def bad_names(value: Any) -> list[str]:
@@ -245,7 +220,9 @@ def sbatch_options() -> Any:
     words = "of sbatch's long option names to one value each (true: an option without value)"
 
     def holds(key: Any, value: Any) -> bool:
-        return bool(re.fullmatch(r"-{0,2}[A-Za-z][\w-]+", str(key))) and is_scalar(value)
+        is_number = isinstance(value, int | float)
+        is_scalar = math.isfinite(value) if is_number else value is None or _is_line(value)
+        return bool(re.fullmatch(r"-{0,2}[A-Za-z][\w-]+", str(key))) and is_scalar
 
     return _entries({}, words, holds)
 
@@ -257,19 +234,10 @@ def is_plain(value: Any) -> bool:
     return not re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", value, re.IGNORECASE)
 
 
-def is_scalar(value: Any) -> bool:
-    """Whether something is a switch, a finite number, or text on one line."""
-    if isinstance(value, int | float):
-        return math.isfinite(value)
-    return value is None or _is_line(value)
-
-
 def _entries(
-    default: dict[Any, Any],
-    words: str,
-    holds: Callable[[Any, Any], bool],
+    default: dict[Any, Any], words: str, holds: Callable[[Any, Any], bool],
     explain: Callable[[str, Any], str] | None = None,
-) -> Any:
+) -> Any:  # fmt: skip
     def all_hold(value: Any) -> bool:
         return all(holds(key, one) for key, one in value.items())
 
@@ -277,20 +245,21 @@ def _entries(
 
 
 def _bounds(
-    above: float | None, least: float | None, below: float | None, most: float | None
-) -> tuple[str, Callable[[Any], bool]]:
-    if least is not None and most is not None:
-        words = [f"from {least:,} to {most:,}"]
+    *, above: float | None = None, least: float = -math.inf, below: float | None = None,
+    most: float = math.inf,
+) -> tuple[str, Callable[[Any], bool]]:  # fmt: skip
+    if above is None and below is None:
+        words = f"from {least:,} to {most:,}"
     else:
-        words = [f"above {above:,}"] if above is not None else [f"from {least:,}"]
-        words += [f"below {below:,}"] if below is not None else [f"at most {most:,}"]
+        words = f"from {least:,}" if above is None else f"above {above:,}"
+        words += f" and at most {most:,}" if below is None else f" and below {below:,}"
 
     def holds(value: Any) -> bool:
-        low = value > above if above is not None else least is None or value >= least
-        high = value < below if below is not None else most is None or value <= most
+        low = value >= least if above is None else value > above
+        high = value <= most if below is None else value < below
         return math.isfinite(value) and low and high
 
-    return " and ".join(words), holds
+    return words, holds
 
 
 def _is_line(value: Any) -> bool:

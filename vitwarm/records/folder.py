@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -104,14 +104,9 @@ class RunFolder:
 
 @contextmanager
 def open_run(
-    root: str | Path,
-    name: str,
-    config: Any,
-    digest: str,
-    *,
-    fresh: bool = False,
+    root: str | Path, name: str, config: Any, digest: str, *, fresh: bool = False,
     writer: bool = True,
-) -> Iterator[RunFolder]:
+) -> Iterator[RunFolder]:  # fmt: skip
     """Opens (or makes) the folder of a run and holds its lock for as long as the block runs.
 
     Args:
@@ -163,10 +158,8 @@ def environment() -> dict[str, Any]:
     wanted = ("torch", "torchvision", "timm", "lightning", "webdataset", "numpy", "omegaconf")
     versions: dict[str, str] = {}
     for package in wanted:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     gpus: list[str] = []
     torch = sys.modules.get("torch")  # a report must not import it
     if torch is not None and torch.cuda.is_available():

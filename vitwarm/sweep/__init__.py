@@ -19,16 +19,22 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from vitwarm.config import SweepConfig
-    from vitwarm.sweep.board import SweepResult
-    from vitwarm.sweep.stages import Stages
+from vitwarm.config import SweepConfig, find_recipe, load_config
+from vitwarm.errors import ConfigError
+from vitwarm.sweep.execute import Board, SweepResult, run_plan
+from vitwarm.sweep.jobs import refuse_beside_slurm, run_alone, submit
+from vitwarm.sweep.plan import make_plan
+from vitwarm.sweep.rows import describe_row, home_of, load_plan
+from vitwarm.sweep.show import describe_plan
+from vitwarm.sweep.stages import REAL, Stages, choose_stages
+from vitwarm.sweep.status import describe_status, read_status, to_json
+from vitwarm.sweep.steer import cancel, pick_failed, watch
+from vitwarm.units import count_of
 
 
 def run_sweep(
-    config: SweepConfig, *, recipe: str | Path | None = None, stages: Stages | None = None,
+    config: SweepConfig, *, recipe: str | Path | None = None, stages: Stages = REAL,
     say: Callable[[str], None] = print, only_failed: bool = False,
 ) -> SweepResult:  # fmt: skip
     """Plans a sweep and runs every row that has no result yet.
@@ -43,12 +49,6 @@ def run_sweep(
     Raises: ConfigError and what the other stages refuse, before anything has run; RunError: another
         process runs this sweep; Stopped after a signal, once the runs in progress have saved.
     """
-    from vitwarm.sweep.board import SweepResult
-    from vitwarm.sweep.execute import run_plan
-    from vitwarm.sweep.plan import make_plan
-    from vitwarm.sweep.stages import choose_stages
-    from vitwarm.sweep.steer import pick_failed, refuse_beside_slurm, submit
-
     stages = choose_stages(config, stages)
     plan = make_plan(config, recipe=Path(recipe) if recipe else None, stages=stages)
     rows = pick_failed(plan) if only_failed else plan.rows
@@ -61,16 +61,13 @@ def run_sweep(
 
 
 def show_plan(
-    config: SweepConfig, *, recipe: str | Path | None = None, stages: Stages | None = None
+    config: SweepConfig, *, recipe: str | Path | None = None, stages: Stages = REAL
 ) -> str:
     """Returns the sweep's plan in words: rows, steps, samples, what is done, an estimate."""
-    from vitwarm.sweep.plan import make_plan
-    from vitwarm.sweep.show import describe_plan
-    from vitwarm.sweep.stages import choose_stages
-
     stages = choose_stages(config, stages)
     plan = make_plan(config, recipe=Path(recipe) if recipe else None, stages=stages)
-    return describe_plan(plan, config, stages)
+    settled, left = Board(plan, stages, writes=False).settle(plan.rows)
+    return describe_plan(plan, config, settled, left)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,9 +87,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs (or plans) the sweep, and lists at the end what failed."""
-    from vitwarm.config import SweepConfig, find_recipe, load_config
-    from vitwarm.errors import ConfigError
-
     if args.plan or args.row:
         return _run_alone(args.plan, args.row)
     if not args.config and args.overrides and "=" not in args.overrides[0]:
@@ -106,57 +100,40 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(show_plan(config, recipe=recipe))
         return 0
-    if args.status or args.watch or args.cancel:
-        return _look(args, config)
+    if args.watch:
+        return watch(home_of(config))
+    if args.cancel:
+        cancel(home_of(config))
+        return 0
+    if args.status:
+        status = read_status(home_of(config))
+        print(to_json(status) if args.json else "\n".join(describe_status(status)))
+        return 0
     result = run_sweep(config, recipe=recipe, only_failed=args.retry_failed)
     return _tell(result, shlex.join(["vitwarm", "sweep", "--config", args.config, *args.overrides]))
 
 
-def _look(args: argparse.Namespace, config: SweepConfig) -> int:
-    from vitwarm.sweep.rows import home_of
-    from vitwarm.sweep.status import describe_status, read_status, to_json
-    from vitwarm.sweep.steer import cancel, watch
-
-    home = home_of(config)
-    if args.watch:
-        return watch(home)
-    if args.cancel:
-        cancel(home)
-        return 0
-    status = read_status(home)
-    print(to_json(status) if args.json else "\n".join(describe_status(status)))
-    return 0
-
-
 def _tell(result: SweepResult, command: str) -> int:
     """Says what came of a sweep, and what to do next."""
-    from vitwarm.sweep.rows import describe_row
-    from vitwarm.units import count_of
-
     for one in result.failed:
         print(f"{one.state.upper():<8} {describe_row(one.row)}: {one.reason}", file=sys.stderr)
     n_rows = len(result.done) + result.n_left
-    n_done = sum(one.state == "finished" for one in result.done)
+    n_done, of = sum(one.state == "finished" for one in result.done), count_of(n_rows, "row")
     if not n_rows:
         print("No row has failed: there is nothing to run again.")
     elif result.n_left and not result.n_submitted:
         print(f"Nothing was submitted. To look:\n{command} --status")
     elif result.n_left:
         are = "is" if result.n_left == 1 else "are"
-        of = count_of(n_rows, "row")
         print(f"{n_done} of {of} have their result, {result.n_left} {are} SLURM's. To look:")
         print(f"{command} --status")
     else:
-        print(f"{n_done} of {count_of(n_rows, 'row')} have their result. Next:")
+        print(f"{n_done} of {of} have their result. Next:")
         print(f"vitwarm report {result.folder} --out {result.folder / 'report'}")
     return result.exit_code
 
 
 def _run_alone(plan: str | None, row: str | None) -> int:
-    from vitwarm.errors import ConfigError
-    from vitwarm.sweep.execute import run_alone
-    from vitwarm.sweep.rows import load_plan
-
     if not plan or not row:
         raise ConfigError("--plan and --row belong together: --plan .../plan.json --row KEY.")
     done = run_alone(load_plan(Path(plan)), row)

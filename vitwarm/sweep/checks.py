@@ -17,7 +17,7 @@ SIZE_FIELDS = ("data.fraction", "data.image_list")
 
 @dataclass(frozen=True)
 class Axes:
-    """`over`, sorted by what a field multiplies."""
+    """`over`, sorted by what a field multiplies; warm-ups and hand-offs stand in an arm's label."""
 
     sizes: dict[str, list[Any]]
     """The numbers of images: the report's axis."""
@@ -32,6 +32,7 @@ class Axes:
 def split_axes(config: SweepConfig) -> Axes:
     """Sorts the fields of `over`. Raises: ConfigError: a field without a list of usable values."""
     axes = Axes({}, {}, {}, {})
+    homes = {"warmup": axes.warm, "rule": axes.warm, "handoff": axes.handoff}
     for name, values in dict(_flatten(config.over, "")).items():
         if not isinstance(values, list) or not values:
             raise ConfigError(
@@ -40,14 +41,8 @@ def split_axes(config: SweepConfig) -> Axes:
         values = [value_of(_schema_of(name), name, value) for value in values]
         if any(value in values[:place] for place, value in enumerate(values)):
             raise ConfigError(f"over.{name} is {values}; give each value once.")
-        if name in SIZE_FIELDS:
-            axes.sizes[name] = values
-        elif _schema_of(name) is WarmupRun:
-            axes.warm[name] = values
-        elif name.split(".")[0] == "handoff":
-            axes.handoff[name] = values
-        else:
-            axes.settings[name] = values
+        home = homes.get(name.split(".")[0], axes.settings)
+        (axes.sizes if name in SIZE_FIELDS else home)[name] = values
     return axes
 
 

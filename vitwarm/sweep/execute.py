@@ -1,72 +1,74 @@
 """Runs what has no record yet, on this machine: a worker process per slot, reused from row to row.
 
-A row that fails is noted and the others go on; rows that need it are named with the reason. The
-folders are the memory: the same command again starts what is missing and resumes what was stopped.
+The run folders are the memory: a row is done when its folder holds a record (or its file exists),
+whoever made it. The same command again starts what is missing and resumes what was stopped. A row
+that fails is noted and the others go on; rows that need it are named with the reason. A warm-up
+that learned nothing is not handed off, unless its arm says that it is a control
+(`handoff.allow_failed`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import multiprocessing.connection
-import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitwarm.config import RunConfig, TrainRun, WarmupRun
-from vitwarm.errors import Stopped
+from vitwarm.config import RunConfig, TrainRun
+from vitwarm.errors import Stopped, VitwarmError
 from vitwarm.interrupts import Interrupts
-from vitwarm.records import count_cpus, lock_folder, lock_holder
-from vitwarm.sweep.board import Board, Done, Ready, SweepResult, find_result
-from vitwarm.sweep.progress import SweepProgress
+from vitwarm.records import RunFolder, lock_folder
+from vitwarm.sweep.plan import resolve
 from vitwarm.sweep.rows import (
+    Config,
+    Done,
+    InitConfig,
     Plan,
     Row,
     State,
+    describe_row,
     note_sweep,
-    read_state,
     save_plan,
-    set_fields,
     write_state,
-)
-from vitwarm.sweep.stages import Config, Stages
-from vitwarm.sweep.worker import Environment, Job, Outcome, Worker
+)  # fmt: skip
+from vitwarm.sweep.show import SweepProgress
+from vitwarm.sweep.stages import REAL, Stages
+from vitwarm.sweep.worker import Environment, Job, Outcome, Worker, find_slots
 
 #: How often the parent looks up from waiting: for signals, and to move the clock on its line.
 LOOK_SECONDS = 0.5
 
-#: How long a job that was put back waits for a folder that is held (a dead holder's claim is free
-#: after 45 s), and up to which return it goes back into the queue after that.
-HELD_SECONDS, MOST_RETURNS = 60.0, 30
-#: How long the other processes of a run that was stopped stay behind rank zero.
-LEAVE_SECONDS = 2.0
 
+@dataclass(frozen=True)
+class SweepResult:
+    """What became of every row of a sweep."""
 
-def find_slots(run: RunConfig, slots: int | None) -> list[Environment]:
-    """Returns the environment of every slot: its GPU, or its share of the CPU cores.
+    folder: Path
+    """The sweep's own folder, which a report takes."""
+    done: list[Done] = field(default_factory=list)
+    n_left: int = 0
+    """Rows that are SLURM's now or wait for some that are, in addition to `done`."""
+    n_submitted: int = 0
+    """Of these, what was submitted just now."""
 
-    Args:
-        slots: runs at a time; none: one per GPU, else one per CPU core of this job.
-    """
-    cores = count_cpus()
-    gpus = [] if run.device == "cpu" else _visible_gpus()
-    n_slots = slots or len(gpus) or cores
-    threads = str(run.threads or max(1, cores // n_slots))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-    return [
-        {
-            **dict.fromkeys(names, threads),
-            "CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)] if gpus else "",
-        }
-        for place in range(n_slots)
-    ]
+    @property
+    def failed(self) -> list[Done]:
+        """Rows without a result: failed, refused, or in need of one that is."""
+        return [one for one in self.done if one.state in ("failed", "refused")]
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every row has its result, else 1."""
+        return int(any(one.state != "finished" for one in self.done))
 
 
 def run_plan(
     plan: Plan, *, run: RunConfig, rows: list[Row] | None = None, slots: int | None = None,
-    stages: Stages | None = None, say: Callable[[str], None] = print,
+    stages: Stages = REAL, say: Callable[[str], None] = print,
 ) -> SweepResult:  # fmt: skip
     """Runs every row that has no result yet.
 
@@ -80,108 +82,145 @@ def run_plan(
         runs this sweep.
     """
     part = dataclasses.replace(plan, rows=rows or plan.rows)
+    line = SweepProgress(part, say, progress=run.progress)
     with lock_folder(plan.home):
         save_plan(plan)
         note_sweep(plan.home, part.rows)
-        return _Executor(part, run, slots, stages or Stages(), say).run()
+        return _Executor(Board(part, stages), line, run, slots).run()
 
 
-def run_alone(plan: Plan, key: str, stages: Stages | None = None) -> Done:
-    """Runs one row in this process, as the jobs of an array do. Its needs must have ended.
+@dataclass
+class Board:
+    """Which rows are done, and what a row needs before it can start."""
 
-    Raises: Stopped and what the row's stage raises, after noting it in the row's state file.
-    """
-    row = plan.row(key)
-    board = Board(plan, stages or Stages(), writes=os.environ.get("SLURM_PROCID", "0") == "0")
-    _look_at_needs(board, row)
-    found = board.look(row)
-    if isinstance(found, Done):
-        board.add(found)
-        return found
-    assert found is not None
-    try:
-        if board.writes:
-            _await_folder(found.folder)
-        board.start(row, found)
-        board.stages.run_row(found.config)
-    except Stopped as error:
-        if not board.writes:  # srun kills the others once one has left: rank zero speaks first
-            time.sleep(LEAVE_SECONDS)
-        # What another process of the run failed of is why this one stopped.
-        elif read_state(plan.home, key).get("state") != "failed":
-            board.add(Done(row, "unfinished", str(error), found.folder))
-        raise
-    except Exception as error:  # on any rank: that of rank zero may be killed before it can tell
-        write_state(plan, key, "failed", reason=str(error), folder=found.folder)
-        raise
-    if not board.writes:
-        return Done(row, "finished", "", found.folder)
-    done = board.finish(row, Outcome("finished"), found, plan.home / "logs")
-    board.add(done)
-    return done
+    plan: Plan
+    stages: Stages
+    writes: bool = True
+    """False on the ranks above zero of one run, which leave no state files."""
+    done: dict[str, Done] = field(default_factory=dict)
+    ready: dict[str, Row] = field(default_factory=dict)
+    """Rows whose needs are met, with what these gave and a folder."""
+
+    def look(self, row: Row) -> Row | Done | None:
+        """Returns a row as it can start, what became of it already, or None: it has to wait."""
+        needed = [self.done.get(key) for key in row.needs]
+        for need in needed:
+            if need is not None and need.state != "finished":
+                reason = f"{describe_row(need.row)} {need.state}: {need.reason}".rstrip(": ")
+                return Done(row, "failed", reason)
+        if None in needed:
+            return None
+        try:
+            ready = self.ready.get(row.key) or self._ready(row)
+            if isinstance(ready, Done):
+                return ready
+            self.ready[row.key] = ready
+            found = find_result(ready)
+        except VitwarmError as error:
+            return Done(row, "failed", str(error))
+        return dataclasses.replace(found, before=True) if found else ready
+
+    def start(self, row: Row) -> None:
+        """Notes that a row is being run."""
+        if self.writes:
+            write_state(self.plan, row.key, "running", folder=row.folder)
+
+    def add(self, done: Done) -> None:
+        """Notes what became of a row, in memory and in its state file."""
+        self.done[done.row.key] = done
+        if self.writes:
+            write_state(self.plan, done.row.key, done.state, reason=done.reason, folder=done.folder)
+
+    def settle(self, waiting: list[Row]) -> tuple[list[Done], list[Row]]:
+        """Notes rows that have a result already or can never have one.
+
+        Returns: those, and the rows that are left.
+        """
+        settled: list[Done] = []
+        while True:
+            left = []
+            for row in waiting:
+                found = self.look(row)
+                if isinstance(found, Done):
+                    self.add(found)
+                    settled.append(found)
+                else:
+                    left.append(row)
+            if len(left) == len(waiting):
+                return settled, left
+            waiting = left
+
+    def finish(self, row: Row, outcome: Outcome, log: Path) -> Done:
+        """Judges a row that a worker has ended, by what stands in its folder."""
+        found = find_result(row)
+        if outcome.state == "finished" and found:
+            return found
+        state: State = "unfinished" if outcome.state == "unfinished" else "failed"
+        reason = outcome.reason or f"it ended without a result in {row.folder}"
+        reason = f"{reason} (see {log})" if state == "failed" else reason
+        return Done(row, state, reason, found.record if found else None)
+
+    def _ready(self, row: Row) -> Row | Done:
+        config, trunk = row.config, None
+        if not isinstance(config, TrainRun):
+            return row
+        if row.trunk_of:
+            made = self.done[row.trunk_of]
+            if refusal := _refusal(row, config, made):
+                return Done(row, "refused", refusal)
+            trunk = made.folder
+            if trunk is not None and made.row.kind == "warmup":
+                trunk = trunk / "trunk.safetensors"
+        warm = self.done[row.extra_of].record if row.extra_of else None
+        config = resolve(config, trunk=trunk, warm=warm)
+        return dataclasses.replace(row, config=config, folder=self.stages.find_training(config))
 
 
-def _await_folder(folder: Path) -> None:
-    """Waits for a run's folder in a job that was put back into the queue.
-
-    Where a node's slurmd died, the job's earlier start may live on there. The other processes of
-    this run would not wait for so long; with several the queue alone does.
-
-    Raises: Stopped: the folder is still held; the job's script puts the job back once more.
-    """
-    from vitwarm.world import read_number
-
-    if not 0 < read_number(os.environ, "SLURM_RESTART_COUNT") < MOST_RETURNS:
-        return
-    alone = os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1"
-    end = time.monotonic() + (HELD_SECONDS if alone else 0.0)
-    while (holder := lock_holder(folder)) is not None:
-        if time.monotonic() >= end:
-            raise Stopped(
-                f"{folder} is still being worked on by {holder}, as an earlier start of this job "
-                "may be. This one goes back into the queue.",
-                exit_code=75,
-            )
-        time.sleep(LOOK_SECONDS)
+def _refusal(row: Row, config: TrainRun, made: Done) -> str:
+    """Why a trunk is not handed off unasked, if it is not: a failed warm-up is worse than none."""
+    record = made.record
+    if record is None or record.verdict != "not learned" or config.handoff.allow_failed:
+        return ""
+    chance = max(record.chance_percent or 0.0, record.order_blind_percent or 0.0)
+    return (
+        f"its warm-up learned nothing (held-out accuracy {record.hidden_accuracy_percent or 0:.1f} "
+        f"%, order-blind baseline {chance:.1f} %) and is not handed off. Warm up longer, or if the "
+        f"arm is a control, set arms.{row.arms[0].split(',')[0]}.train.handoff.allow_failed to true"
+    )
 
 
-def _look_at_needs(board: Board, row: Row) -> None:
-    """Tells the board what became of all that a row stands on, a graft's own warm-up included."""
-    for key in row.needs:
-        need = board.plan.row(key)
-        _look_at_needs(board, need)
-        found = board.look(need)
-        if not isinstance(found, Done):
-            found = Done(need, "failed", "it has no result")
-        board.done[key] = found
+def find_result(row: Row) -> Done | None:
+    """Returns a row that has its result: a record, for a warm-up with its trunk, or a file."""
+    assert row.folder is not None
+    if row.kind == "init":
+        return Done(row, "finished") if row.folder.is_file() else None
+    record = RunFolder(row.folder).record
+    is_there = record is not None and record.status == "finished"
+    if row.kind == "warmup":
+        is_there = is_there and (row.folder / "trunk.safetensors").is_file()
+    return Done(row, "finished", record=record) if is_there else None
 
 
+@dataclass
 class _Executor:
     """The parent of the workers: hands out rows, gathers outcomes, tells how far it is."""
 
-    def __init__(
-        self, plan: Plan, run: RunConfig, slots: int | None, stages: Stages,
-        say: Callable[[str], None],
-    ) -> None:  # fmt: skip
-        self.plan = plan
-        self.run_config = run
-        self.wanted_slots = slots
-        self.stages = stages
-        self.board = Board(plan, stages)
-        self.workers: list[Worker] = []
-        """Every process that was started and not closed; `idle` and `busy` are among them."""
-        self.idle: list[Worker] = []
-        self.busy: dict[str, tuple[Worker, Row, Ready]] = {}
-        self.free: list[Environment] = []
-        self.line = SweepProgress(plan, say, progress=run.progress)
+    board: Board
+    line: SweepProgress
+    run_config: RunConfig
+    wanted_slots: int | None
+    workers: list[Worker] = field(default_factory=list)
+    """Every process that was started and not closed."""
+    busy: dict[str, tuple[Worker, Row]] = field(default_factory=dict)
+    free: list[Environment] = field(default_factory=list)
 
     def run(self) -> SweepResult:
         """Runs what is missing. Whatever goes wrong in here, no worker outlives it."""
         answer = "{signal}: the runs in progress save after their step; send it again to leave now."
-        signums = (signal.SIGINT, signal.SIGTERM)
+        signums, plan = (signal.SIGINT, signal.SIGTERM), self.board.plan
         with Interrupts(signums, answer=answer, before_leaving=self._kill) as interrupts:
             try:
-                waiting = self._settle(list(self.plan.rows))
+                waiting = self._settle(plan.rows)
                 if waiting:
                     self.free = find_slots(self.run_config, self.wanted_slots)
                     self.line.begin(waiting, len(self.free))
@@ -198,8 +237,8 @@ class _Executor:
                 raise
             finally:
                 self.line.end()
-        order = [self.board.done[row.key] for row in self.plan.rows if row.key in self.board.done]
-        return SweepResult(self.plan.home, order)
+        done = self.board.done
+        return SweepResult(plan.home, [done[row.key] for row in plan.rows if row.key in done])
 
     def _kill(self) -> None:
         """Ends every worker at once; its last checkpoint and the results of others are kept."""
@@ -215,41 +254,37 @@ class _Executor:
     def _start(self, waiting: list[Row]) -> list[Row]:
         left = []
         for row in waiting:
-            if not (self.idle or self.free):
+            idle = [worker for worker in self.workers if not worker.is_busy]
+            found = self.board.look(row) if idle or self.free else None
+            taken = {ready.folder for _, ready in self.busy.values()}
+            if not isinstance(found, Row) or found.folder in taken:
                 left.append(row)
                 continue
-            found = self.board.look(row)
-            taken = {ready.folder for _, _, ready in self.busy.values()}
-            if not isinstance(found, Ready) or found.folder in taken:
-                left.append(row)
-                continue
-            if not self.idle:
-                self.idle.append(Worker(self.free.pop(0), self.stages.run_row))
-                self.workers.append(self.idle[-1])
-            worker = self.idle.pop()
-            config = _fit(found.config, worker.environment)
-            self.board.start(row, found)
-            self.busy[row.key] = (worker, row, found)
+            if not idle:
+                idle = [Worker(self.free.pop(0), self.board.stages.run_row)]
+                self.workers += idle
+            worker = idle[0]
+            config = _fit(found.config, int(worker.environment["OMP_NUM_THREADS"]))
+            self.board.start(found)
+            self.busy[row.key] = (worker, found)
             worker.send(Job(config, self._log(row)))
         return left
 
     def _collect(self) -> None:
         """Waits for a moment, then takes in what has ended; a dead worker frees its slot."""
-        workers = [worker for worker, _, _ in self.busy.values()]
+        workers = [worker for worker, _ in self.busy.values()]
         handles: list[Any] = [worker.connection for worker in workers]
         handles += [worker.process.sentinel for worker in workers]
         multiprocessing.connection.wait(handles, timeout=LOOK_SECONDS)
-        for worker, row, ready in list(self.busy.values()):
+        for worker, row in list(self.busy.values()):
             outcome = worker.poll()
             if outcome is None:
                 continue
             del self.busy[row.key]
-            done = self.board.finish(row, outcome, ready, self._log(row))
+            done = self.board.finish(row, outcome, self._log(row))
             self.board.add(done)
             self.line.tell(done, outcome.seconds)
-            if worker.process.is_alive():
-                self.idle.append(worker)
-            else:
+            if not worker.process.is_alive():
                 worker.close()
                 self.workers.remove(worker)
                 self.free.append(worker.environment)
@@ -257,46 +292,32 @@ class _Executor:
 
     def _stop(self, signum: int) -> None:
         """Lets the runs in progress save. Raises: Stopped."""
-        for worker, _, _ in self.busy.values():
+        for worker, _ in self.busy.values():
             worker.stop()
         while self.busy:
-            for key, (worker, row, ready) in list(self.busy.items()):
-                outcome = worker.poll()
-                if outcome is not None:
-                    del self.busy[key]
-                    found = find_result(row, ready.folder)
-                    state: State = "finished" if found else "unfinished"
-                    self.board.add(Done(row, state, outcome.reason, ready.folder))
+            for worker, row in list(self.busy.values()):
+                if (outcome := worker.poll()) is not None:
+                    del self.busy[row.key]
+                    state: State = "finished" if find_result(row) else "unfinished"
+                    self.board.add(Done(row, state, outcome.reason))
             time.sleep(0.05)
         n_done = sum(one.state == "finished" for one in self.board.done.values())
         raise Stopped(
-            f"Stopped by {signal.Signals(signum).name}; {n_done} of {len(self.plan.rows)} "
+            f"Stopped by {signal.Signals(signum).name}; {n_done} of {len(self.board.plan.rows)} "
             "rows have their result. Run the same command again: it resumes what was running and "
             "runs nothing twice.",
             exit_code=128 + signum,
         )
 
     def _log(self, row: Row) -> Path:
-        return self.plan.home / "logs" / f"{row.key}.log"
+        return self.board.plan.home / "logs" / f"{row.key}.log"
 
 
-def _fit(config: Config, environment: Environment) -> Config:
+def _fit(config: Config, threads: int) -> Config:
     """Gives a run its slot's threads; loader processes only where there are cores for them."""
-    threads = int(environment["OMP_NUM_THREADS"])
-    changes: dict[str, Any] = {"run.threads": threads}
-    if isinstance(config, WarmupRun):
-        return set_fields(config, changes)
-    if isinstance(config, TrainRun):
-        if config.run.workers is None:
-            changes["run.workers"] = threads - 1
-        return set_fields(config, changes)
-    return config
-
-
-def _visible_gpus() -> list[str]:
-    import torch
-
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    n = torch.cuda.device_count()
-    names = [name for name in (listed or "").split(",") if name] or [str(i) for i in range(n)]
-    return names[:n]
+    if isinstance(config, InitConfig):
+        return config
+    run = dataclasses.replace(config.run, threads=threads)
+    if isinstance(config, TrainRun) and run.workers is None:
+        run = dataclasses.replace(run, workers=threads - 1)
+    return dataclasses.replace(config, run=run)

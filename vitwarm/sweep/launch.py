@@ -140,10 +140,11 @@ def write_slurm(plan: Plan, config: SweepConfig, rows: list[Row]) -> Submission:
             )
     folder = plan.home / "slurm"
     plan_file = save_plan(plan)
-    first = [row for row in rows if row.kind == "warmup" or (row.kind == "init" and not row.needs)]
-    made = [row for row in rows if row.kind == "init" and row.needs]
-    alone = [row for row in rows if row.kind == "train" and not row.needs]
-    after = [row for row in rows if row.kind == "train" and row.needs]
+    groups: dict[str, list[Row]] = {"warmups": [], "inits": [], "alone": [], "trainings": []}
+    for row in rows:
+        alone, needy = ("alone", "trainings") if row.kind == "train" else ("warmups", "inits")
+        groups[needy if row.needs else alone].append(row)
+    waits = {"inits": ("warmups",), "trainings": ("warmups", "inits")}
     lines = [
         "#!/bin/bash",
         "# Hands every array of the sweep to sbatch; run it on the login node.",
@@ -152,17 +153,14 @@ def write_slurm(plan: Plan, config: SweepConfig, rows: list[Row]) -> Submission:
     scripts: list[Path] = []
     jobs: dict[str, list[str]] = {}
     jobs_file = shlex.quote(str((folder / JOBS_FILE).resolve()))
-    for name, group, waits in (
-        ("warmups", first, ()), ("inits", made, ("warmups",)), ("alone", alone, ()),
-        ("trainings", after, ("warmups", "inits")),
-    ):  # fmt: skip
+    for name, group in groups.items():
         for place in range(0, len(group), config.array_limit):
             chunk = group[place : place + config.array_limit]
             stem = f"{name}-{place // config.array_limit}"
             script = _write_script(plan, config, plan_file, stem, chunk)
             scripts.append(script)
             variable = stem.replace("-", "_")
-            earlier = [job for kind in waits for job in jobs.get(kind, [])]
+            earlier = [job for kind in waits.get(name, ()) for job in jobs.get(kind, [])]
             after_any = "".join(f":${{{job}}}" for job in earlier)
             depend = f"--dependency=afterany{after_any} " if earlier else ""
             lines.append(f"{variable}=$(sbatch --parsable {depend}{shlex.quote(str(script))})")
@@ -242,14 +240,16 @@ def _write_script(
         if value is not False
     ]
     script = folder / f"{stem}.sh"
-    quoted = {
-        "keys": shlex.quote(str(keys)), "cwd": shlex.quote(str(Path.cwd())),
-        "python": shlex.quote(sys.executable), "plan": shlex.quote(str(plan_file.resolve())),
-        "home": shlex.quote(str(plan.home.resolve())),
-        "rows": shlex.quote(str((plan.home / "rows").resolve())),
-        "logs": (plan.home / "logs").resolve(), "most": MOST_STARTS,
-        "several": int(config.run.nodes * config.run.devices > 1),
+    home = plan.home.resolve()
+    paths = {
+        "keys": keys, "cwd": Path.cwd(), "python": sys.executable, "plan": plan_file.resolve(),
+        "home": home, "rows": home / "rows",
     }  # fmt: skip
-    write_text(script, _SCRIPT.format(options="\n".join(lines), **quoted))
+    quoted = {name: shlex.quote(str(path)) for name, path in paths.items()}
+    several = int(config.run.nodes * config.run.devices > 1)
+    text = _SCRIPT.format(
+        options="\n".join(lines), logs=home / "logs", most=MOST_STARTS, several=several, **quoted
+    )
+    write_text(script, text)
     script.chmod(0o755)
     return script

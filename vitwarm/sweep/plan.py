@@ -3,11 +3,6 @@
 A row's key depends on what it computes and on its place in the sweep, never on paths or on the
 order of the recipe. A training's folder is known only once its trunk exists, because a trunk enters
 the config's hash by its content; so rows name what they need by key, and `resolve` fills it in.
-
-Fields in `over` fall into four kinds. `data.fraction` (or `data.image_list`) is the axis of the
-report. `warmup.*` and `rule.*` multiply the warm-ups, `handoff.*` the arms that carry a trunk; both
-are written after the arm's label. Everything else is a setting: it multiplies all arms, and every
-setting is a section of its own in the report.
 """
 
 from __future__ import annotations
@@ -36,8 +31,8 @@ from vitwarm.errors import ConfigError
 from vitwarm.files import sha256_of
 from vitwarm.records import Record
 from vitwarm.sweep.checks import check_sweep, spell_out, split_axes
-from vitwarm.sweep.rows import ArmKind, Plan, Row, home_of, make_key, set_fields
-from vitwarm.sweep.stages import InitConfig, Stages, WarmupFacts
+from vitwarm.sweep.rows import ArmKind, InitConfig, Plan, Row, home_of, make_key, set_fields
+from vitwarm.sweep.stages import REAL, Stages, WarmupFacts
 from vitwarm.units import to_steps
 
 T = TypeVar("T")
@@ -46,9 +41,7 @@ T = TypeVar("T")
 ARM_PREFIX = "arm:"
 
 
-def make_plan(
-    config: SweepConfig, *, recipe: Path | None = None, stages: Stages | None = None
-) -> Plan:
+def make_plan(config: SweepConfig, *, recipe: Path | None = None, stages: Stages = REAL) -> Plan:
     """Expands a sweep into rows.
 
     Args:
@@ -57,15 +50,15 @@ def make_plan(
     Raises: ConfigError: fields that contradict each other or do not exist; and what the other
         stages refuse (an unknown rule, missing shards) before anything has run.
     """
-    return _Planner(spell_out(config), recipe, stages or Stages()).make()
+    return _Planner(spell_out(config), recipe, stages).make()
 
 
-def resolve(row: Row, config: TrainRun, *, trunk: Path | None, warm: Record | None) -> TrainRun:
+def resolve(config: TrainRun, *, trunk: Path | None, warm: Record | None) -> TrainRun:
     """Fills in what a training's needs gave.
 
     Args:
-        trunk: the trunk file of `row.trunk_of`.
-        warm: the record of `row.extra_of`, whose samples are added: whole steps, rounded up, so
+        trunk: the trunk file of the row that makes it.
+        warm: the record of the warm-up whose samples are added: whole steps, rounded up, so
             that the arm that trains longer never has less than the warmed arm had.
     """
     changes: dict[str, Any] = {}
@@ -111,13 +104,10 @@ class _Planner:
             for seed in config.seeds[: config.n_seeds.get(fraction)]:
                 for label, arm in config.arms.items():
                     self._add_arm(base, label, arm, setting, size, seed)
-        rows = [*self.warmups.values(), *self.inits.values(), *self._by_seed()]
+        # Seed by seed, so that a sweep that is stopped has whole comparisons.
+        self.trainings.sort(key=lambda row: config.seeds.index(row.seed))
+        rows = [*self.warmups.values(), *self.inits.values(), *self.trainings]
         return Plan(config.name, config.match, config.warmup_seeds, self.home, rows)
-
-    def _by_seed(self) -> list[Row]:
-        """Seed by seed, so that a sweep that is stopped has whole comparisons."""
-        order = {seed: place for place, seed in enumerate(self.config.seeds)}
-        return sorted(self.trainings, key=lambda row: order[row.seed])
 
     def _add_arm(
         self, base: TrainRun, label: str, arm: ArmConfig, setting: dict[str, Any],
@@ -246,7 +236,7 @@ class _Planner:
         row = Row(
             key=key, kind="warmup", config=old.config if old else config, seed=config.seed,
             arms=tuple(arms), steps=facts.steps, samples=facts.samples, tokens=facts.tokens,
-            folder=str(facts.folder),
+            folder=facts.folder,
         )  # fmt: skip
         self.warmups[key] = row
         return row
@@ -267,12 +257,12 @@ class _Planner:
                 other = self._arm(value.removeprefix(ARM_PREFIX), f"init_params.{param}")
                 row = self._add_warmup(None, other, warm if other.warmup else {}, train.seed)
                 needs.append(row.key)
-                params[param] = str(Path(str(row.folder)) / "trunk.safetensors")
+                params[param] = f"{row.folder}/trunk.safetensors"
         model_kwargs = dict(train.train.model_kwargs)
         contents = {
             name: sha256_of(Path(value))
             for name, value in arm.init_params.items()
-            if _is_file(value)
+            if isinstance(value, str) and Path(value).is_file()
         }
         made_of = {**arm.init_params, **contents}  # another file of that name makes another trunk
         facts = [arm.init, made_of, needs, train.train.model, model_kwargs, train.seed]
@@ -287,7 +277,7 @@ class _Planner:
         arms = dict.fromkeys([*(old.arms if old else ()), name])
         self.inits[key] = Row(
             key=key, kind="init", config=config, needs=tuple(needs), seed=train.seed,
-            arms=tuple(arms), samples=0, folder=str(path),
+            arms=tuple(arms), samples=0, folder=path,
         )  # fmt: skip
         return self.inits[key]
 
@@ -303,23 +293,17 @@ class _Planner:
 
     def _find(self, name: str) -> Path:
         """A recipe relative to the sweep's own file, else as given, else below configs/."""
-        if self.beside is not None and (self.beside / name).is_file():
-            return self.beside / name
-        with contextlib.suppress(ConfigError):
-            return find_recipe(name)
-        with contextlib.suppress(ConfigError):  # of configs/sweep/, its path not passed on
-            return find_recipe(Path("sweep") / name)
+        own: list[str | Path] = [] if self.beside is None else [self.beside / name]
+        for one in (*own, name, Path("sweep") / name):  # the last: its recipe's path is not known
+            with contextlib.suppress(ConfigError):
+                return find_recipe(one)
         return find_recipe(name)  # says what there is
 
 
 def _merge_run(own: RunConfig, sweep: RunConfig) -> RunConfig:
     """The sweep's root, and whatever else the sweep sets; the recipe's own word for the rest."""
-    usual = RunConfig()
-    said = {
-        item.name: getattr(sweep, item.name)
-        for item in dataclasses.fields(RunConfig)
-        if getattr(sweep, item.name) != getattr(usual, item.name)
-    }
+    usual = vars(RunConfig())
+    said = {name: value for name, value in vars(sweep).items() if value != usual[name]}
     return dataclasses.replace(own, **{**said, "root": sweep.root})
 
 
@@ -338,13 +322,8 @@ def _grid(axes: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
 
 def _label(label: str, fields: dict[str, Any]) -> str:
     """`dyck, n_kinds=16`: an arm and what `over` changed about it."""
-    words = [f"{name.split('.')[-1]}={_word(value)}" for name, value in fields.items()]
+    words = [
+        f"{name.split('.')[-1]}={json.dumps(value) if isinstance(value, dict | list) else value}"
+        for name, value in fields.items()
+    ]
     return ", ".join([label, *words])
-
-
-def _word(value: Any) -> str:
-    return str(value) if not isinstance(value, dict | list) else json.dumps(value)
-
-
-def _is_file(value: object) -> bool:
-    return isinstance(value, str) and Path(value).is_file()

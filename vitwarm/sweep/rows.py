@@ -15,13 +15,12 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 from vitwarm.config import SweepConfig, TrainRun, WarmupRun, to_plain
 from vitwarm.errors import ConfigError, RunError
 from vitwarm.files import write_text
-from vitwarm.records import lock_holder, read_json
-from vitwarm.sweep.stages import Config, InitConfig
+from vitwarm.records import Record, lock_holder, read_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -33,6 +32,22 @@ RunT = TypeVar("RunT", bound="DataclassInstance")
 
 #: `unfinished`: stopped after saving; `refused`: its warm-up learned nothing.
 State = Literal["running", "finished", "unfinished", "failed", "refused"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """A trunk file that an initialiser writes."""
+
+    name: str
+    path: str
+    model: str
+    model_kwargs: dict[str, Any]
+    seed: int
+    params: dict[str, Any]
+
+
+Config = WarmupRun | TrainRun | InitConfig
+_SCHEMAS: dict[Kind, type] = {"warmup": WarmupRun, "init": InitConfig, "train": TrainRun}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +79,8 @@ class Row:
     """Planned: sequences, or images seen."""
     tokens: int | None = None
     """Planned, of a warm-up."""
-    folder: str | None = None
-    """Of a warm-up or initialiser; a training's is known once its trunk exists."""
+    folder: Path | None = None
+    """Of a warm-up; an initialiser's file; a training's is known once its trunk exists."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +105,23 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Done:
+    """What became of a row."""
+
+    row: Row
+    state: State
+    reason: str = ""
+    record: Record | None = None
+    before: bool = False
+    """It was finished before this sweep was started."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its result is, or would be."""
+        return self.row.folder
+
+
+@dataclass(frozen=True)
 class LocalSweep:
     """The process that runs a sweep on one machine."""
 
@@ -97,8 +129,11 @@ class LocalSweep:
     host: str
     begun: float
     """Seconds since 1970."""
-    rows: frozenset[str]
+    rows: list[str]
     """Keys of the rows that it runs, or that had their result before."""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
 
 
 def home_of(config: SweepConfig) -> Path:
@@ -117,20 +152,21 @@ def save_plan(plan: Plan) -> Path:
 
     Returns: the path of plan.json.
     """
-    rows = [{**_plain_row(row), "config": to_plain(row.config)} for row in plan.rows]
-    head = {
-        "format": 1, "name": plan.name, "match": plan.match, "warmup_seeds": plan.warmup_seeds,
-    }  # fmt: skip
+    head: dict[str, Any] = {"format": 1, "name": plan.name}
+    head |= {"match": plan.match, "warmup_seeds": plan.warmup_seeds}
+    rows = [
+        {**vars(row), "config": to_plain(row.config), "folder": row.folder and str(row.folder)}
+        for row in plan.rows
+    ]
     path = plan.home / "plan.json"
     write_text(path, json.dumps({**head, "home": str(plan.home), "rows": rows}, indent=1) + "\n")
-    settings = [dict(row.setting) for row in plan.rows if row.kind == "train"]
+    settings = [row.setting for row in plan.rows if row.kind == "train"]
     settings = [one for place, one in enumerate(settings) if one not in settings[:place]]
-    shown = []
-    for row in plan.rows:
-        folder = os.path.relpath(row.folder, plan.home) if row.folder else None
-        facts = {"arm": row.arms[0] if row.arms else None, "settings": settings, "folder": folder}
-        shown.append({**_plain_row(row), **facts})
-    write_text(plan.home / "manifest.json", json.dumps({**head, "rows": shown}, indent=1) + "\n")
+    for row in rows:
+        del row["config"]
+        row["arm"], row["settings"] = row["arms"][0] if row["arms"] else None, settings
+        row["folder"] = os.path.relpath(row["folder"], plan.home) if row["folder"] else None
+    write_text(plan.home / "manifest.json", json.dumps({**head, "rows": rows}, indent=1) + "\n")
     return path
 
 
@@ -140,7 +176,8 @@ def load_plan(path: Path) -> Plan:
         plain = json.loads(path.read_text(encoding="utf-8"))
         rows = [
             Row(**{**row, "needs": tuple(row["needs"]), "arms": tuple(row["arms"]),
-                   "config": _load_row_config(row["kind"], row["config"])})
+                   "folder": Path(row["folder"]) if row["folder"] else None,
+                   "config": _from_plain(_SCHEMAS[row["kind"]], row["config"])})
             for row in plain["rows"]
         ]  # fmt: skip
         home = Path(plain["home"])
@@ -180,13 +217,8 @@ def read_state(home: Path, key: str) -> dict[str, Any]:
 
 def note_sweep(home: Path, rows: Iterable[Row]) -> None:
     """Writes that this process, which holds the lock of the sweep's home, runs these rows."""
-    plain = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "begun": time.time(),
-        "rows": [row.key for row in rows],
-    }
-    write_text(home / "sweep.json", json.dumps(plain) + "\n")
+    own = LocalSweep(os.getpid(), socket.gethostname(), time.time(), [row.key for row in rows])
+    write_text(home / "sweep.json", json.dumps(vars(own)) + "\n")
 
 
 def find_sweep(home: Path) -> LocalSweep | None:
@@ -194,9 +226,8 @@ def find_sweep(home: Path) -> LocalSweep | None:
     if lock_holder(home) is None:
         return None
     try:
-        plain = read_json(home / "sweep.json") or {}
-        return LocalSweep(plain["pid"], plain["host"], plain["begun"], frozenset(plain["rows"]))
-    except (RunError, KeyError):  # it has only just begun
+        return LocalSweep(**(read_json(home / "sweep.json") or {}))
+    except (RunError, TypeError):  # it has only just begun
         return None
 
 
@@ -220,17 +251,6 @@ def describe_row(row: Row) -> str:
         return f"{what} {' and '.join(row.arms) or 'for its samples'} · seed {row.seed}"
     setting = "".join(f" · {name.split('.')[-1]}={v}" for name, v in row.setting.items())
     return f"{row.arms[0]}{setting} · {row.n_images or 0:,} images · seed {row.seed}"
-
-
-def _plain_row(row: Row) -> dict[str, Any]:
-    fields = {item.name: getattr(row, item.name) for item in dataclasses.fields(row)}
-    del fields["config"]
-    return fields
-
-
-def _load_row_config(kind: Kind, plain: dict[str, Any]) -> Config:
-    schemas: dict[Kind, type] = {"init": InitConfig, "warmup": WarmupRun, "train": TrainRun}
-    return cast(Config, _from_plain(schemas[kind], plain))
 
 
 def _from_plain(schema: type, plain: dict[str, Any]) -> Any:

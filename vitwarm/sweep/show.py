@@ -1,30 +1,34 @@
-"""A sweep's plan in words, before it runs: `--dry-run`."""
+"""What a person sees of a sweep: its plan before it runs, then a bar or a line per finished row."""
 
 from __future__ import annotations
 
 import json
 import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from tqdm.auto import tqdm
 
 from vitwarm.config import SweepConfig, TrainRun, read_yaml, to_plain
 from vitwarm.errors import VitwarmError
-from vitwarm.records import environment, read_json, read_runs
-from vitwarm.sweep.board import Board
-from vitwarm.sweep.rows import Plan, Row, describe_row
-from vitwarm.sweep.stages import Stages
+from vitwarm.informing import in_notebook, informs, shows_bars
+from vitwarm.records import Record, environment, read_json, read_runs
+from vitwarm.sweep.rows import Done, Plan, Row, describe_row
 from vitwarm.units import count_of, format_seconds
 
 #: A model with its arguments and sides, and a device.
 Shape = tuple[str, str]
 
 
-def describe_plan(plan: Plan, config: SweepConfig, stages: Stages) -> str:
-    """Returns the resolved config, the rows in a few lines, totals, and an estimate of the time."""
-    board = Board(plan, stages, writes=False)
-    settled, left = board.settle(plan.rows)
+def describe_plan(plan: Plan, config: SweepConfig, settled: list[Done], left: list[Row]) -> str:
+    """Returns the resolved config, the rows in a few lines, totals, and an estimate of the time.
+
+    Args:
+        settled, left: the rows that have a result or can have none, and the others.
+    """
     waiting = {row.key for row in left}
     warmups, inits, trainings = (
         [row for row in plan.rows if row.kind == kind] for kind in ("warmup", "init", "train")
@@ -46,16 +50,15 @@ def describe_plan(plan: Plan, config: SweepConfig, stages: Stages) -> str:
             f", {row.tokens or 0:,} tokens{state}"
         )
     lines += [f"  {describe_row(r)}{'' if r.key in waiting else '  (done)'}" for r in inits]
-    samples = {row.key: row.samples for row in plan.rows}
-    lines += _training_lines(trainings, waiting, samples)
+    lines += _training_lines(plan, trainings, waiting)
     lines += [f"  ! {describe_row(d.row)}: {d.reason}" for d in settled if d.state == "refused"]
     images, sequences = (sum(row.samples for row in rows) for rows in (trainings, warmups))
     lines.append(f"total     {sequences:,} sequences of warm-up, {images:,} images seen")
-    lines.append(f"estimate  {_estimate(plan, [row for row in plan.rows if row.key in waiting])}")
+    lines.append(f"estimate  {_estimate(plan, left)}")
     return "\n".join(lines)
 
 
-def _training_lines(trainings: list[Row], waiting: set[str], samples: dict[str, int]) -> list[str]:
+def _training_lines(plan: Plan, trainings: list[Row], waiting: set[str]) -> list[str]:
     cells: dict[tuple[str, str, int], list[Row]] = {}
     for row in trainings:
         cells.setdefault((row.arms[0], str(row.setting), row.n_images or 0), []).append(row)
@@ -68,16 +71,16 @@ def _training_lines(trainings: list[Row], waiting: set[str], samples: dict[str, 
         each = f"{count_of(rows[0].steps or 0, 'step')}, {rows[0].samples:,} images seen"
         lines.append(
             f"  {arm:<{width}} {n_images:>9,} images: {each}, x {count_of(len(rows), 'seed')}"
-            f"{done}{setting}{_surplus(rows[0], samples)}"
+            f"{done}{setting}{_surplus(plan, rows[0])}"
         )
     return lines
 
 
-def _surplus(row: Row, samples: dict[str, int]) -> str:
+def _surplus(plan: Plan, row: Row) -> str:
     """What an arm that trains longer sees beyond the warm-up's samples, to fill its last step."""
     if row.extra_of is None or not isinstance(row.config, TrainRun):
         return ""
-    surplus = -samples[row.extra_of] % row.config.train.batch_size
+    surplus = -plan.row(row.extra_of).samples % row.config.train.batch_size
     return f" ({surplus:,} beyond the warm-up's samples, to fill the last step)" if surplus else ""
 
 
@@ -86,22 +89,17 @@ def _estimate(plan: Plan, left: list[Row]) -> str:
     if not left:
         return "nothing is left to run"
     known = _known_speeds(plan.home.parent.parent)
-    configs = [row.config for row in left if isinstance(row.config, TrainRun)]
-    shapes = [_shape(to_plain(config), environment()["gpus"]) for config in configs]
-    if not shapes or not set(shapes) <= known.keys():
+    gpus = environment()["gpus"]
+    shapes = {row.key: _shape(to_plain(row.config), gpus) for row in left if row.kind == "train"}
+    if not shapes or not set(shapes.values()) <= known.keys():
         return (
             "none yet: no run of this model at this size and on this device is recorded here; "
             "the sweep gives one as it runs"
         )
-    speeds = [speed for shape in set(shapes) for speed in known[shape]]
-    speed = statistics.median(speeds)
-    of_shape = dict(zip([row.key for row in left if row.kind == "train"], shapes, strict=True))
-    seconds = sum(
-        row.samples
-        / (statistics.median(known[of_shape[row.key]]) if row.key in of_shape else speed)
-        for row in left
-    )
-    n = len(speeds)
+    speeds = [speed for shape in set(shapes.values()) for speed in known[shape]]
+    speed, n = statistics.median(speeds), len(speeds)
+    own = {key: statistics.median(known[shape]) for key, shape in shapes.items()}
+    seconds = sum(row.samples / own.get(row.key, speed) for row in left)
     return (
         f"{format_seconds(seconds)} of one slot's time for the {count_of(len(left), 'row')} left "
         f"({speed:,.0f} samples/s, the median of {count_of(n, 'earlier run')}, warm-ups alike)"
@@ -129,3 +127,102 @@ def _shape(config: dict[str, Any], gpus: list[str]) -> Shape:
     device = "cpu" if run.get("device") == "cpu" or not gpus else gpus[0]
     facts = [train.get(name) for name in ("model", "model_kwargs", "img_size")]
     return json.dumps(facts, sort_keys=True, default=str), device
+
+
+class SweepProgress:
+    """One bar for the whole sweep on a terminal; elsewhere a plain line per finished row."""
+
+    def __init__(self, plan: Plan, say: Callable[[str], None], *, progress: bool) -> None:
+        self.n_rows = len(plan.rows)
+        self.n_told = self.n_failed = 0
+        self.print = say
+        self.progress = progress
+        self.bar: Any = None
+        self.began = time.monotonic()
+        self.samples_left = self.samples_done = 0.0
+        self.n_finished = 0
+        self.n_slots = 1
+
+    @informs
+    def begin(self, waiting: list[Row], n_slots: int) -> None:
+        """Says what there is to do."""
+        self.began = time.monotonic()
+        self.n_slots = n_slots
+        self.samples_left = float(sum(row.samples for row in waiting))
+        before = self.n_rows - len(waiting)
+        done = f", {before} {'is' if before == 1 else 'are'} done" if before else ""
+        self.say(
+            f"{len(waiting)} of {count_of(self.n_rows, 'row')} to run{done}; {n_slots} at a time"
+        )
+        if self.progress and shows_bars():
+            self.bar = tqdm(
+                total=self.n_rows, initial=before, unit="run", dynamic_ncols=True,
+                bar_format=None if in_notebook()
+                else "{desc} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} {postfix}",
+            )  # fmt: skip
+
+    @informs
+    def say(self, text: str) -> None:
+        """Prints a line, above the bar where there is one."""
+        if not self.progress:
+            return
+        if self.bar is not None:
+            self.bar.write(text)
+        else:
+            self.print(text)
+
+    @informs
+    def tell(self, done: Done, seconds: float) -> None:
+        """Says how a row ended; rows that were done before are only counted."""
+        self.n_told += 1
+        self.n_failed += done.state in ("failed", "refused")
+        self.samples_left = max(0.0, self.samples_left - done.row.samples)
+        if done.before:
+            return
+        text = f"[{self.n_told:>{len(str(self.n_rows))}}/{self.n_rows}] {describe_row(done.row)}"
+        if done.state == "finished":
+            self.samples_done += done.row.samples
+            self.n_finished += 1
+            text += f" · {describe_result(done.record)} · {format_seconds(seconds)}"
+        else:
+            text += f" · {done.state.upper()}: {done.reason}"
+        self.say(f"{text}{self._left()}")
+        if self.bar is not None:
+            self.bar.update(self.n_told - self.bar.n)
+
+    @informs
+    def refresh(self, n_running: int) -> None:
+        """Brings the bar's words up to date."""
+        if self.bar is not None:
+            failed = f", {self.n_failed} failed" if self.n_failed else ""
+            self.bar.set_postfix_str(f"{n_running} running{failed}{self._left()}")
+
+    @informs
+    def end(self) -> None:
+        """Ends the bar's line."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _left(self) -> str:
+        """An estimate from what this call has run so far: samples are what takes time.
+
+        None before every slot has run two rows, which hold the imports; none from initialisers
+        alone, which see no samples.
+        """
+        seconds = time.monotonic() - self.began
+        if self.n_finished < 2 * self.n_slots or not self.samples_left or not self.samples_done:
+            return ""
+        left = self.samples_left * seconds / self.samples_done
+        return f" · about {format_seconds(left)} left"
+
+
+def describe_result(record: Record | None) -> str:
+    """Returns what a finished row reached, in a few words; None: an initialiser's file."""
+    if record is None:
+        return "written"
+    if record.stage == "warmup":
+        accuracy = record.hidden_accuracy_percent
+        right = "" if accuracy is None else f", held-out accuracy {accuracy:.1f} %"
+        return f"{record.verdict or 'finished'}{right}"
+    return "no top-1" if record.top1_percent is None else f"top-1 {record.top1_percent:.2f} %"

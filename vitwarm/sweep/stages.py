@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitwarm.config import SweepConfig, TrainRun, WarmupRun
+from vitwarm.sweep.rows import Config, InitConfig
+from vitwarm.sweep.worker import run_row
 
 if TYPE_CHECKING:
     from vitwarm.shards import ShardIndex
@@ -30,19 +32,6 @@ class WarmupFacts:
     tokens: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class InitConfig:
-    """A trunk file that an initialiser writes."""
-
-    name: str
-    path: str
-    model: str
-    model_kwargs: dict[str, Any]
-    seed: int
-    params: dict[str, Any]
-
-
-Config = WarmupRun | TrainRun | InitConfig
 ConfigT = TypeVar("ConfigT", WarmupRun, TrainRun)
 
 
@@ -51,10 +40,8 @@ def plan_warmup(config: WarmupRun) -> WarmupFacts:
     from vitwarm import warmup
 
     plan = warmup.plan_warmup(_on_a_login_node(config))
-    budget = plan.budget
-    return WarmupFacts(
-        folder=plan.folder, samples=budget.samples, steps=budget.steps, tokens=budget.tokens
-    )
+    samples, steps, tokens = plan.budget.samples, plan.budget.steps, plan.budget.tokens
+    return WarmupFacts(folder=plan.folder, samples=samples, steps=steps, tokens=tokens)
 
 
 def count_images(config: TrainRun) -> int:
@@ -65,14 +52,8 @@ def count_images(config: TrainRun) -> int:
     from vitwarm.shards import choose_fraction, choose_list
 
     data = config.data
-    index = _open_index(
-        data.train,
-        cache=data.index_cache,
-        label_key=data.label_key,
-        label_from=data.label_from,
-        classes=data.classes,
-        allow_pipe=data.allow_pipe,
-    )
+    how = {name: getattr(data, name) for name in ("label_key", "label_from", "classes")}
+    index = _open_index(data.train, cache=data.index_cache, allow_pipe=data.allow_pipe, **how)
     if data.image_list:
         return len(choose_list(index, Path(data.image_list)).rows)
     if data.fraction == 1:
@@ -151,14 +132,9 @@ def check_trunk(label: str, warm: WarmupRun, train: TrainRun) -> None:
     vit = build_shapes(train.train.model, **model_kwargs(train, n_classes=1))
     if train.train.grad_checkpointing:
         checkpoint_gradients(vit, train.train.model, section="train")
-    check_fit(
-        trunk,
-        vit,
-        where=f"arms.{label}: the trunk of its warm-up ({warm.warmup.model}) and train.model "
-        f"{train.train.model}",
-        scope=train.handoff.scope,
-        blocks=train.handoff.blocks,
-    )
+    where = f"arms.{label}: the trunk of its warm-up ({warm.warmup.model}) and train.model "
+    where += train.train.model
+    check_fit(trunk, vit, where=where, scope=train.handoff.scope, blocks=train.handoff.blocks)
 
 
 def check_start(label: str, train: TrainRun) -> None:
@@ -184,24 +160,6 @@ def check_start(label: str, train: TrainRun) -> None:
     check_fit(trunk, vit, where=where, scope=start.scope, blocks=start.blocks)
 
 
-def run_row(config: Config) -> None:
-    """Runs one row to its end, in this process."""
-    if isinstance(config, WarmupRun):
-        from vitwarm.warmup import run_warmup
-
-        run_warmup(config)
-    elif isinstance(config, TrainRun):
-        from vitwarm.training import run_training
-
-        run_training(config)
-    else:
-        from vitwarm.inits import write_init
-
-        facts = dataclasses.asdict(config)
-        name, path, params = facts.pop("name"), facts.pop("path"), facts.pop("params")
-        write_init(name, path, **facts, **params)
-
-
 @dataclass(frozen=True)
 class Stages:
     """The functions that a sweep calls; every one must be importable by a worker process."""
@@ -215,19 +173,21 @@ class Stages:
     run_row: Callable[[Config], None] = run_row
 
 
-def choose_stages(config: SweepConfig, stages: Stages | None) -> Stages:
-    """Returns the stages, real ones if none are given, as the sweep's own process asks them.
+REAL = Stages()
+
+
+def choose_stages(config: SweepConfig, stages: Stages) -> Stages:
+    """Returns the stages as the sweep's own process asks them.
 
     For SLURM it asks without a device: a login node need not have the GPU of the jobs.
     """
-    stages = own = stages or Stages()
-    if config.executor == "slurm":
-        stages = dataclasses.replace(
-            own,
-            plan_warmup=lambda config: own.plan_warmup(_on_cpu(config)),
-            find_training=lambda config: own.find_training(_on_cpu(config)),
-        )
-    return stages
+    if config.executor != "slurm":
+        return stages
+    return dataclasses.replace(
+        stages,
+        plan_warmup=lambda config: stages.plan_warmup(_on_cpu(config)),
+        find_training=lambda config: stages.find_training(_on_cpu(config)),
+    )
 
 
 @cache

@@ -13,15 +13,16 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vitwarm.errors import ConfigError, VitwarmError
 from vitwarm.records import Record, RunFolder, lock_holder, read_json
-from vitwarm.sweep.board import find_result
-from vitwarm.sweep.progress import describe_result
-from vitwarm.sweep.queue import Queue, read_queue
+from vitwarm.sweep.execute import find_result
+from vitwarm.sweep.jobs import Queue, read_queue
 from vitwarm.sweep.rows import LocalSweep, Row, describe_row, find_sweep, load_plan, read_state
+from vitwarm.sweep.show import describe_result
 from vitwarm.units import count_of, format_seconds
 
 #: `waiting`: a process or a job will run it; `stopped`: begun, and nobody is at it: the sweep's
@@ -96,9 +97,8 @@ def read_status(home: Path) -> SweepStatus:
         )
     plan, queue, sweep = load_plan(home / "plan.json"), read_queue(home), find_sweep(home)
     looks = [_look(row, home, queue, sweep) for row in plan.rows]
-    run_by = [f"process {sweep.pid} on {sweep.host}"] if sweep else []
-    arrays = dict.fromkeys(job.array for job in queue.jobs.values())
-    run_by += [f"SLURM job {array}" for array in arrays]
+    run_by = [str(sweep)] if sweep else []
+    run_by += [f"SLURM job {array}" for array in queue.arrays]
     run_by += list(dict.fromkeys(status.holder for status, _ in looks if status.holder))
     warning = f"The queue could not be asked: {queue.silent}" if queue.silent else ""
     return SweepStatus(
@@ -149,34 +149,32 @@ def _look(
 ) -> tuple[RowStatus, Record | None]:
     told, job = read_state(home, row.key), queue.jobs.get(row.key)
     folder = Path(os.path.normpath(home / told["folder"])) if told.get("folder") else None
-    folder = folder or (Path(row.folder) if row.folder else None)
-    common: dict[str, Any] = {"key": row.key, "what": describe_row(row), "steps": row.steps}
-    common["folder"] = str(folder) if folder else None
+    row = dataclasses.replace(row, folder=folder or row.folder)
+    folder = row.folder
+    where = str(folder) if folder else None
+    status = partial(RowStatus, key=row.key, what=describe_row(row), steps=row.steps, folder=where)
     try:
-        found = find_result(row, folder) if folder else None
+        found = find_result(row) if folder else None
     except VitwarmError as error:  # a record that cannot be read
-        return RowStatus(**common, state="failed", note=str(error)), None
+        return status(state="failed", note=str(error)), None
     if found is not None:
-        note = describe_result(found.record)
-        return RowStatus(**common, state="finished", note=note), found.record
+        return status(state="finished", note=describe_result(found.record)), found.record
     holder = lock_holder(folder) if folder else None
     state = _judge(row, told, folder, holder, queue, sweep)
-    common |= {"state": state, "job": job.id if job else None}
+    status = partial(status, state=state, job=job.id if job else None)
     if state == "running":
         node = (job.nodes if job else None) or (holder or "").rpartition(" on ")[2]
         step, left = _progress(row, folder, float(told.get("time") or 0))
-        common |= {"node": node or told.get("host"), "step": step, "seconds_left": left}
-        common["note"] = "" if step or row.kind == "init" else "no step logged yet"
-        common["holder"] = holder if job is None and sweep is None else None
-    else:
-        saved = RunFolder(folder).saved_step if folder else 0
-        note = _failure(folder, told) if state in ("failed", "refused") else ""
-        if state == "waiting" and job:
-            note = job.reason
-            if told.get("job") == job.id and told.get("reason"):
-                note += f" · its last start: {told['reason']}"
-        common |= {"step": saved or None, "note": note}
-    return RowStatus(**common), None
+        note = "" if step or row.kind == "init" else "no step logged yet"
+        status = partial(status, node=node or told.get("host"), step=step, seconds_left=left)
+        return status(note=note, holder=None if job or sweep else holder), None
+    note = _failure(folder, told) if state in ("failed", "refused") else ""
+    if state == "waiting" and job:
+        note = job.reason
+        if told.get("job") == job.id and told.get("reason"):
+            note += f" · its last start: {told['reason']}"
+    saved = RunFolder(folder).saved_step if folder else 0
+    return status(step=saved or None, note=note), None
 
 
 def _judge(
@@ -223,10 +221,9 @@ def _progress(row: Row, folder: Path | None, begun: float) -> tuple[int | None, 
     """Returns the step of a run in progress, and the seconds that it takes yet, if it told any."""
     if folder is None or row.kind == "init":
         return None, None
-    saved = RunFolder(folder).saved_step or None
+    saved, path = RunFolder(folder).saved_step or None, folder / "metrics.jsonl"
     try:
-        written = (folder / "metrics.jsonl").stat().st_mtime
-        lines = _last_lines(folder / "metrics.jsonl")
+        written, lines = path.stat().st_mtime, _last_lines(path)
     except OSError:
         return saved, None
     if not lines or written < begun:  # resumed, and nothing logged since

@@ -1,12 +1,12 @@
-"""A process that runs one row after the other, so that imports (5 s) are paid once per slot.
+"""A slot's process runs one row after the other, so that imports (5 s) are paid once.
 
-A worker keeps nothing between rows but its imports. It is spawned, never forked: torch and its
-threads do not survive a fork.
+It is spawned, never forked: torch and its threads do not survive a fork.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import faulthandler
 import multiprocessing
 import os
@@ -22,10 +22,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
+from vitwarm.config import RunConfig, TrainRun, WarmupRun
 from vitwarm.errors import Stopped, VitwarmError
 from vitwarm.informing import forgive_streams, informs
 from vitwarm.interrupts import follow_parent
-from vitwarm.sweep.stages import Config
+from vitwarm.records import count_cpus
+from vitwarm.sweep.rows import Config
 
 Environment = dict[str, str]
 
@@ -47,6 +49,44 @@ class Outcome:
     seconds: float = 0.0
 
 
+def find_slots(run: RunConfig, slots: int | None) -> list[Environment]:
+    """Returns the environment of every slot: its GPU, or its share of the CPU cores.
+
+    Args:
+        slots: runs at a time; none: one per GPU, else one per CPU core of this job.
+    """
+    cores = count_cpus()
+    gpus = [] if run.device == "cpu" else _visible_gpus()
+    n_slots = slots or len(gpus) or cores
+    threads = str(run.threads or max(1, cores // n_slots))
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+    return [
+        {
+            **dict.fromkeys(names, threads),
+            "CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)] if gpus else "",
+        }
+        for place in range(n_slots)
+    ]
+
+
+def run_row(config: Config) -> None:
+    """Runs one row to its end, in this process."""
+    if isinstance(config, WarmupRun):
+        from vitwarm.warmup import run_warmup
+
+        run_warmup(config)
+    elif isinstance(config, TrainRun):
+        from vitwarm.training import run_training
+
+        run_training(config)
+    else:
+        from vitwarm.inits import write_init
+
+        facts = dataclasses.asdict(config)
+        name, path, params = facts.pop("name"), facts.pop("path"), facts.pop("params")
+        write_init(name, path, **facts, **params)
+
+
 def serve(connection: Connection, run_row: Callable[[Config], None]) -> None:
     """Runs the jobs that arrive until the other end is closed. The worker's main function."""
     # The parent decides about Ctrl-C; a run in progress listens for SIGTERM by itself.
@@ -65,21 +105,18 @@ def serve(connection: Connection, run_row: Callable[[Config], None]) -> None:
 
 def _run(job: Job, run_row: Callable[[Config], None]) -> Outcome:
     began = time.monotonic()
-    state: Literal["finished", "unfinished", "failed"] = "finished"
-    reason = ""
+    outcome = Outcome("finished")
     try:
         run_row(job.config)
     except Stopped as error:
-        state, reason = "unfinished", str(error)
-    except VitwarmError as error:
-        traceback.print_exc()
-        state, reason = "failed", str(error)
+        outcome = Outcome("unfinished", str(error))
     except Exception as error:
         traceback.print_exc()
-        state, reason = "failed", f"{type(error).__name__}: {error}"
+        kind = "" if isinstance(error, VitwarmError) else f"{type(error).__name__}: "
+        outcome = Outcome("failed", f"{kind}{error}")
     sys.stdout.flush()
     sys.stderr.flush()
-    return Outcome(state, reason, time.monotonic() - began)
+    return dataclasses.replace(outcome, seconds=time.monotonic() - began)
 
 
 @informs
@@ -159,16 +196,14 @@ def _last_words(code: int | None) -> str:
 @contextmanager
 def _exported(environment: Environment) -> Iterator[None]:
     """Sets variables for a process that is being started: libraries read them while they load."""
-    before = {name: os.environ.get(name) for name in environment}
+    before = {name: os.environ[name] for name in environment if name in os.environ}
     os.environ.update(environment)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in environment:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextmanager
@@ -182,3 +217,12 @@ def _interrupts_ignored() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _visible_gpus() -> list[str]:
+    import torch
+
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    n = torch.cuda.device_count()
+    names = [name for name in (listed or "").split(",") if name] or [str(i) for i in range(n)]
+    return names[:n]
