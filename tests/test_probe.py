@@ -305,6 +305,10 @@ def test_models_of_different_depths_are_told_apart(
     [
         (["cold"], ConfigError, "there is none"),
         (["a=cold", "a=cold"], ConfigError, "Two models are called 'a'"),
+        (["x/one", "y/one"], ConfigError, "vitwarm probe early=x/one late=y/one"),
+        (["a/b=cold", "a-b=cold"], ConfigError, "'a/b' cannot name a file"),
+        (["../up=cold"], ConfigError, "cannot name a file"),
+        (["resnet18.a1_in1k"], ModelError, "resnet18.a1_in1k cannot be probed: it is 'resnet18'"),
     ],
 )
 def test_words_that_mean_no_models(words: list[str], kind: type[Exception], says: str) -> None:
@@ -335,7 +339,7 @@ def test_the_page_is_whole_and_shows_every_number(
     tmp_path: Path, shards: str, vit: torch.nn.Module
 ) -> None:
     export_model(vit, tmp_path / "a" / "export", facts={})
-    words = [f"<b>&={tmp_path / 'a'}", "cold", "--data", f"{shards}/validation", "--images", "24"]
+    words = [f"R&D={tmp_path / 'a'}", "cold", "--data", f"{shards}/validation", "--images", "24"]
     assert main(["probe", *words, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     page = (tmp_path / "out" / "index.html").read_text()
     parsed = Nesting()
@@ -343,7 +347,8 @@ def test_the_page_is_whole_and_shows_every_number(
     assert not parsed.errors
     assert not parsed.open
     assert not parsed.loads
-    assert "<b>&<" not in page  # labels are escaped
+    assert "R&amp;D" in page  # labels are escaped
+    assert "R&D" not in page
     found = json.loads((tmp_path / "out" / "cold.probe.json").read_text())
     texts = "".join(parsed.texts)
     assert f"{found['blocks'][1]['norms']['total']:.2f}" in texts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vitwarm.errors import ShardError
 from vitwarm.handoff import export_model
 from vitwarm.probe.images import ProbeImages, Scenes, region_boxes
 from vitwarm.probe.spatial import (
+    SpatialProbe,
     attended_box,
     confusion,
     lost_box,
@@ -50,15 +52,27 @@ def scene(rng: np.random.Generator, label: int) -> tuple[np.ndarray, np.ndarray,
     return np.clip(pixels, 0, 255).astype(np.uint8), mask, [x, y, x + w, y + h]
 
 
-def write_scenes(folder: Path, *, n: int = 64, boxes: str = "json", masks: bool = True) -> Path:
-    """Writes scenes as shards; boxes: `json`, `none`, or `shuffled`, those of another image."""
+def write_scenes(
+    folder: Path,
+    *,
+    n: int = 64,
+    boxes: str = "json",
+    masks: bool = True,
+    change: Callable[[int, np.ndarray], np.ndarray] = lambda k, mask: mask,
+) -> Path:
+    """Writes scenes as shards.
+
+    Args:
+        boxes: `json`, `none`, or `shuffled`, those of another image.
+        change: of an image's number and its mask, what is written as its mask.
+    """
     rng = np.random.default_rng(0)
     made = [scene(rng, k % 2) for k in range(n)]
     samples = []
     for k, (pixels, mask, box) in enumerate(made):
         beside = {}
         if masks:
-            beside["mask.png"] = encode(mask)
+            beside["mask.png"] = encode(change(k, mask))
         if boxes != "none":
             own = box if boxes == "json" else made[(k + 2) % n][2]
             beside["json"] = json.dumps({"label": k % 2, "boxes": [own]}).encode()
@@ -124,6 +138,49 @@ def test_no_masks_no_figures(tmp_path: Path) -> None:
     found = probe(tmp_path, attentive_model(), data)
     assert found["miou"] is found["corloc_lost"] is None
     assert found["n_boxed"] == 0
+
+
+def test_masks_of_one_bit_are_classes_too(tmp_path: Path) -> None:
+    one_bit = write_scenes(tmp_path / "bit", boxes="none", change=lambda k, mask: mask > 0)
+    bytes_ = write_scenes(
+        tmp_path / "byte", boxes="none", change=lambda k, mask: (mask > 0) * np.uint8(1)
+    )
+    found = probe(tmp_path, attentive_model(), one_bit)
+    assert found == probe(tmp_path, attentive_model(), bytes_) | {"images": found["images"]}
+    assert found["n_boxed"] == 64
+    assert found["miou"] < 100
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda k, mask: mask * 0 + 255, "the masks hold one class alone"),
+        (lambda k, mask: mask * 0, "the masks hold one class alone"),
+        (lambda k, mask: mask if k < 4 else mask * 0 + 255, "of the masks to test on is 255"),
+    ],
+)
+def test_masks_that_tell_nothing_give_no_figure(
+    tmp_path: Path, change: Any, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_scenes(tmp_path / "s", change=change)
+    images = ProbeImages(data, n_images=64, seed=0)
+    if "to test on" in says:  # the masks to learn from keep theirs
+        keep = {int(images.rows[place]) for place in np.flatnonzero(images.is_fit)}
+        data = write_scenes(
+            tmp_path / "t", change=lambda k, mask: mask if k in keep else mask * 0 + 255
+        )
+    found = probe(tmp_path, attentive_model(), data)
+    assert found["miou"] is None
+    assert any(says in note for note in found["notes"])
+    assert says in capsys.readouterr().out
+
+
+def test_one_mask_is_too_few_and_said(tmp_path: Path) -> None:
+    data = write_scenes(tmp_path / "s", n=16)
+    scenes = Scenes(ProbeImages(data, n_images=16, seed=0))
+    scenes.masked = scenes.masked[:1]
+    (note,) = SpatialProbe(scenes, attentive_model()).found()["notes"]
+    assert "give more images with masks" in note
 
 
 def test_boxes_of_maps_by_hand() -> None:

@@ -43,8 +43,10 @@ def run(args: argparse.Namespace) -> int:
     images = ProbeImages(args.data, n_images=args.images, seed=args.seed)
     founds = run_probe(models, images, device=device)
     for found in founds:
-        name = f"{found['label'].replace('/', '-')}{SUFFIX}"
-        write_text(args.out / name, json.dumps(found, indent=1) + "\n")
+        write_text(
+            args.out / f"{found['label']}{SUFFIX}",
+            json.dumps(found, indent=1, allow_nan=False) + "\n",
+        )
     write_text(args.out / "index.html", make_probe_page(founds))
     print(f"{terminal_tables(founds)}\n\n{args.out / 'index.html'}")
     return 0

@@ -174,7 +174,7 @@ class Scenes:
                         f"{self._name(place)}: the mask is a PNG of mode {image.mode}; it must "
                         "have one channel of 8 bits whose values are the classes (mode L or P)."
                     )
-                return np.array(image.convert("L") if image.mode == "1" else image, np.uint8)
+                return np.array(image, np.uint8)  # one bit: classes 0 and 1
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             raise ShardError(
                 f"{self._name(place)}: the mask does not decode ({type(error).__name__}). Write "

@@ -11,9 +11,10 @@ from typing import Any
 import timm
 
 from vitwarm.config import TrainConfig
+from vitwarm.config.ranges import is_plain
 from vitwarm.errors import ConfigError
 from vitwarm.handoff import attach, start_from
-from vitwarm.trunk import build_model, load_trunk, model_facts
+from vitwarm.trunk import build_model, build_shapes, load_trunk, model_facts
 from vitwarm.trunk.inside import check_plain
 
 COLD = "cold"
@@ -62,7 +63,7 @@ def load_all(words: Sequence[str], *, seed: int) -> list[Probed]:
     `LABEL=WORD` names it in tables.
 
     Raises:
-        ConfigError: `cold` alone, or two models of one label.
+        ConfigError: `cold` alone, two models of one label, or a label that cannot name a file.
         ModelError, TrunkError, HandoffError: a word that means no model, or one that is no plain
             ViT on square colour images.
     """
@@ -70,9 +71,16 @@ def load_all(words: Sequence[str], *, seed: int) -> list[Probed]:
     labels = [label for label, _ in named]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
+        early, late = [word for label, word in named if label == twice][:2]
         raise ConfigError(
-            f"Two models are called {twice!r}. Name them: vitwarm probe early={twice} late=..."
+            f"Two models are called {twice!r}. Name them: vitwarm probe early={early} late={late}"
         )
+    for label, word in named:
+        if not is_plain(label):
+            raise ConfigError(
+                f"{label!r} cannot name a file on every system. Name the model so that it can, "
+                f"without / \\ : * ? or quotes: vitwarm probe early={word}"
+            )
     found = {label: _load(label, word, seed) for label, word in named if word != COLD}
     if not found:
         raise ConfigError(
@@ -98,6 +106,8 @@ def _load(label: str, word: str, seed: int) -> Probed:
     folder = Path(word)
     export = folder / "export" if (folder / "export" / "config.json").is_file() else folder
     if (export / "config.json").is_file() or ("." in word and timm.is_model(word)):
+        if timm.is_model(word):
+            check_plain(build_shapes(word), label)
         vit, _ = start_from(word if export == folder else export, seed=seed)
         config: Any = vit.pretrained_cfg
         mean, std = tuple(config["mean"]), tuple(config["std"])
@@ -107,7 +117,9 @@ def _load(label: str, word: str, seed: int) -> Probed:
     vit, _ = attach(trunk, model=trunk.metadata.get("model", ""), seed=seed, **kwargs)
     # What is not trained yet is shown images as `vitwarm train` would show them.
     mean, std = tuple(TrainConfig().mean), tuple(TrainConfig().std)
-    return Probed(label, vit, f"trunk {word}; the rest is fresh, seed {seed}", mean, std)
+    verdict = trunk.metadata.get("verdict", "learned")
+    said = word if verdict == "learned" else f"{word} ({verdict})"
+    return Probed(label, vit, f"trunk {said}; the rest is fresh, seed {seed}", mean, std)
 
 
 def _cold(label: str, like: Probed, seed: int) -> Probed:

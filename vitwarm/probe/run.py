@@ -130,5 +130,4 @@ class Pass:
             "knn_top1": neighbour_percent(torch.cat(self.pooled), labels, is_fit),
             **self.spatial.found(),
             "cka": {},
-            "notes": [],
         }

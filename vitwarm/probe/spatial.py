@@ -66,11 +66,13 @@ class SpatialProbe:
             elif place in masked:
                 self.held_out[place] = patches_PD
 
-    def found(self) -> dict[str, float | int | None]:
-        """Returns `miou` and the three CorLocs in percent, None where there was nothing to see."""
-        fitted = any(self.scenes.images.is_fit[place] for place in self.scenes.masked)
+    def found(self) -> dict[str, Any]:
+        """Returns `miou` and the three CorLocs in percent, None where there was nothing to see, and
+        `notes` on why.
+        """
+        why = self._why_no_segmentation()
         return {
-            "miou": self._miou() if fitted and self.held_out else None,
+            "miou": None if why else self._miou(),
             **{
                 f"corloc_{name}": 100 * sum(hits) / len(hits) if hits else None
                 for name, hits in self.hits.items()
@@ -78,7 +80,23 @@ class SpatialProbe:
             "n_boxed": len(self.hits["whole"]),
             "n_masked": len(self.scenes.masked),
             "n_masked_test": len(self.held_out),
+            "notes": [f"Segmentation is left out: {why}."] if why and self.scenes.masked else [],
         }
+
+    def _why_no_segmentation(self) -> str:
+        masked, is_fit = self.scenes.masked, self.scenes.images.is_fit
+        n_fit = sum(bool(is_fit[place]) for place in masked)
+        if not n_fit or n_fit == len(masked):
+            return (
+                f"of {len(masked):,} images with masks {n_fit:,} are to learn from and "
+                f"{len(masked) - n_fit:,} to test on; give more images with masks"
+            )
+        if self.scenes.n_classes < 2:
+            return f"the masks hold one class alone, beside pixels of {IGNORED} that do not count"
+        counted = (self.scenes.mask(place, self.size) != IGNORED for place in self.held_out)
+        if not any(mask_SS.any() for mask_SS in counted):
+            return f"every pixel of the masks to test on is {IGNORED}, which does not count"
+        return ""
 
     def _miou(self) -> float:
         classify, k = self.ridge.fit(), self.scenes.n_classes
