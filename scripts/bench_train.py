@@ -45,7 +45,7 @@ from vitwarm.loop import (
 )
 from vitwarm.records import RunFolder
 from vitwarm.training.data import Pictures
-from vitwarm.training.module import ImageModule, TrainBatch
+from vitwarm.training.module import ImageModule, ImageUpdates, TrainBatch
 from vitwarm.training.plan import plan_training
 from vitwarm.trunk import build_model
 from vitwarm.world import World
@@ -133,7 +133,9 @@ def bench(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def make_module(vit: nn.Module, n_steps: int, n_images: int, **options: Any) -> ImageModule:
     """The package's module around a model, on one process and without accumulation."""
     schedule = Schedule(n_steps=n_steps, ramp_steps=10, lr=1e-6)
-    return ImageModule(vit, schedule, Cut(n_images, n_images, 1), World(0, 1), **options)
+    return ImageModule(
+        vit, schedule, Cut(n_images, n_images, 1), World(0, 1), ImageUpdates(**options)
+    )
 
 
 def plain_step(vit: nn.Module, batch: TrainBatch, *, bf16: bool, compiled: bool) -> Step:

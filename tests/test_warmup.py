@@ -34,8 +34,7 @@ from vitwarm.warmup import (
 )
 from vitwarm.warmup.probe import find_order_blind
 from vitwarm.warmup.sequences import SequenceLoader, WarmupBatch
-from vitwarm.warmup.verdict import judge
-from vitwarm.warmup.watch import SATURATION_STEPS
+from vitwarm.warmup.verdict import SATURATION_STEPS, judge
 from vitwarm.world import World
 
 TINY = [

@@ -1,12 +1,19 @@
 """The loop that warm-up and image training share: Lightning, counted in optimiser steps."""
 
-from vitwarm.loop.callback import StepCallback
-from vitwarm.loop.meters import Metrics, WaitMeter
-from vitwarm.loop.module import SteppedModule
-from vitwarm.loop.optimizer import check_optimizer
-from vitwarm.loop.plan import Cut, Plan, Schedule, cut_batch, evaluation_steps
-from vitwarm.loop.saving import Checkpoint, StopRequest, TimedCheckpoint
+from vitwarm.loop.meters import Estimate, Metrics, WaitMeter
+from vitwarm.loop.module import Checkpoint, StepCallback, SteppedModule
+from vitwarm.loop.plan import (
+    Cut,
+    Plan,
+    Schedule,
+    Updates,
+    check_optimizer,
+    cut_batch,
+    evaluation_steps,
+)
+from vitwarm.loop.saving import StopRequest, TimedCheckpoint
 from vitwarm.loop.start import (
+    Fit,
     Say,
     choose_attention,
     compile_blocks,
@@ -22,6 +29,8 @@ from vitwarm.loop.start import (
 __all__ = [
     "Checkpoint",
     "Cut",
+    "Estimate",
+    "Fit",
     "Metrics",
     "Plan",
     "Say",
@@ -30,6 +39,7 @@ __all__ = [
     "SteppedModule",
     "StopRequest",
     "TimedCheckpoint",
+    "Updates",
     "WaitMeter",
     "check_optimizer",
     "choose_attention",

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -26,10 +27,10 @@ from vitwarm.errors import Stopped, TrainingFailed, VitwarmError
 from vitwarm.hardware import Numbers, choose_device
 from vitwarm.informing import informs
 from vitwarm.interrupts import last_words
-from vitwarm.loop.meters import WaitMeter
-from vitwarm.loop.module import SteppedModule
+from vitwarm.loop.meters import Metrics, WaitMeter
+from vitwarm.loop.module import Checkpoint, SteppedModule
 from vitwarm.loop.plan import Plan
-from vitwarm.loop.saving import Checkpoint, load_checkpoint
+from vitwarm.loop.saving import StopRequest, TimedCheckpoint, load_checkpoint
 from vitwarm.records import Record, RunFolder, code_version, open_run, read_json
 from vitwarm.trunk import blocks_of
 from vitwarm.units import format_seconds
@@ -187,6 +188,51 @@ def take_up(
 def _pays(device: torch.device) -> bool:
     """Whether to compile where nothing is said: on a CPU it takes longer than most runs there."""
     return device.type == "cuda"
+
+
+@dataclass(eq=False)
+class Fit:
+    """One training by Lightning, with what every stage shows, saves and listens for."""
+
+    plan: Plan
+    folder: RunFolder
+    waits: WaitMeter
+    _: KW_ONLY
+    label: str
+    """What the bar calls the run."""
+    unit: str
+    """What the bar calls its samples."""
+    every_steps: int | None = None
+    """Between two lines of the log; None: as the config says."""
+    on_stop: Callable[[SteppedModule], None] | None = None
+    """Called when the run is asked to stop, after everything is saved."""
+
+    def __post_init__(self) -> None:
+        plan, config = self.plan, self.plan.config.run
+        minutes, limit = plan.stage.checkpoint_minutes, config.time_limit_minutes
+        self.saver = TimedCheckpoint(self.folder, plan.digest, minutes=minutes)
+        self.stop = StopRequest(self.saver, time_limit_minutes=limit, on_stop=self.on_stop)
+        self.metrics = Metrics(
+            self.folder,
+            self.waits,
+            every_steps=self.every_steps or config.log_every_steps,
+            progress=config.progress,
+            label=self.label,
+            samples_per_step=plan.cut.batch_size,
+            unit=self.unit,
+        )
+
+    def run(self, module: SteppedModule, loader: Any, callbacks: Sequence[Callback]) -> None:
+        """Does the steps that are left. Raises: TrainingFailed: a loss that is no finite number."""
+        plan = self.plan
+        trainer = make_trainer(
+            plan.config.run,
+            numbers=plan.numbers,
+            accumulate=plan.cut.accumulate,
+            callbacks=[self.metrics, *callbacks, self.saver, self.stop],
+        )
+        trainer.fit(module, loader)
+        module.check_finite()
 
 
 def facts_of_run(plan: Plan, module: SteppedModule, waits: WaitMeter) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vitwarm.augment import normalise
 from vitwarm.errors import TrainingFailed
 from vitwarm.loop import Say, StepCallback, StopRequest
 from vitwarm.records import RunFolder
-from vitwarm.training.losses import evaluation_sums
 from vitwarm.training.module import UNREADABLE_SHARE, ImageModule
 
 #: Batches between two looks at the stop flag inside an evaluation.
@@ -55,6 +55,19 @@ class Validation:
         for images, labels, n_unreadable in self.batches():
             there = normalise(images.to(device, non_blocking=True), scale, shift)
             yield there, labels.to(device, non_blocking=True), n_unreadable
+
+
+def evaluation_sums(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Returns [loss, top-1 hits, top-5 hits, images], summed; float64.
+
+    A label among five classes or fewer is always a top-5 hit.
+    """
+    logits_BC = logits_BC.float()
+    loss = F.cross_entropy(logits_BC, labels_B, reduction="sum")
+    best = logits_BC.topk(min(5, logits_BC.shape[1]), dim=1).indices
+    hits = best == labels_B[:, None]
+    images = torch.full((), len(labels_B), dtype=torch.float64, device=logits_BC.device)
+    return torch.stack([loss.double(), hits[:, 0].sum().double(), hits.sum().double(), images])
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ def make_record(plan: TrainPlan, run: RunFolder, module: ImageModule, waits: Wai
         images_seen=seen,
         top1_percent=found["top1_percent"],
         top5_percent=found["top5_percent"],
-        top1_weights="raw" if module.ema_decay is None else "ema",
+        top1_weights="raw" if module.how.ema_decay is None else "ema",
         val_loss=found["val_loss"],
         train_loss=losses[-1] if losses else None,
         best_top1_percent=max([*evaluations, found["top1_percent"]]),

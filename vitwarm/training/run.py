@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
 from vitwarm.augment import Targets
 from vitwarm.config import TrainRun
@@ -16,14 +17,11 @@ from vitwarm.files import write_text
 from vitwarm.handoff import Audit
 from vitwarm.loggers import mirrored
 from vitwarm.loop import (
-    Metrics,
+    Fit,
     Say,
     StepCallback,
-    StopRequest,
-    TimedCheckpoint,
     WaitMeter,
     find_checkpoint,
-    make_trainer,
     run_once,
     show,
     take_up,
@@ -32,8 +30,7 @@ from vitwarm.loop import (
 from vitwarm.records import Record, RunFolder
 from vitwarm.training.data import Pictures
 from vitwarm.training.evaluate import Evaluation
-from vitwarm.training.losses import image_loss
-from vitwarm.training.module import ImageModule, freeze
+from vitwarm.training.module import ImageModule, ImageUpdates, freeze, image_loss
 from vitwarm.training.outcome import describe_record, make_record, write_exports
 from vitwarm.training.plan import TrainPlan, make_model, plan_training
 from vitwarm.world import World
@@ -79,11 +76,7 @@ def show_plan(config: TrainRun) -> str:
 def make_module(plan: TrainPlan, vit: torch.nn.Module) -> ImageModule:
     """Wires a plan's numbers into the module that Lightning trains."""
     train = plan.config.train
-    return ImageModule(
-        vit,
-        plan.schedule,
-        plan.cut,
-        plan.world,
+    updates = ImageUpdates(
         opt=train.opt,
         opt_betas=train.opt_betas,
         momentum=train.momentum,
@@ -94,8 +87,9 @@ def make_module(plan: TrainPlan, vit: torch.nn.Module) -> ImageModule:
         bce=train.bce_loss,
         ema_decay=train.model_ema_decay if train.model_ema else None,
         seed=plan.config.seed,
-        describe=lambda step: describe_images(plan, step),
     )
+    describe = partial(describe_images, plan)
+    return ImageModule(vit, plan.schedule, plan.cut, plan.world, updates, describe=describe)
 
 
 def describe_images(plan: TrainPlan, step: int) -> str:
@@ -128,42 +122,25 @@ def _train(plan: TrainPlan, run: RunFolder, say: Say) -> Record:
 def _fit(
     plan: TrainPlan, module: ImageModule, pictures: Pictures, run: RunFolder, say: Say
 ) -> Record:
-    config, train = plan.config, plan.config.train
     feed, waits = pictures.feed(start_step=module.start_step)
-    saver = TimedCheckpoint(run, plan.digest, minutes=train.checkpoint_minutes)
-    stop = StopRequest(saver, time_limit_minutes=config.run.time_limit_minutes)
+    fit = Fit(plan, run, waits, label="training", unit="images")
     evaluation = Evaluation(
         validation=pictures.validation(plan.world),
         steps=plan.eval_steps,
         run=run,
-        stop=stop,
+        stop=fit.stop,
         bf16=plan.numbers.bf16,
         images_per_step=plan.cut.batch_size,
         say=say,
     )
-    metrics = Metrics(
-        run,
-        waits,
-        every_steps=config.run.log_every_steps,
-        progress=config.run.progress,
-        label="training",
-        samples_per_step=plan.cut.batch_size,
-        unit="images",
-    )
-    watch = Watch(plan, waits, say)
-    callbacks: list[Callback] = [metrics, watch, evaluation, saver, stop]
-    trainer = make_trainer(
-        config.run, numbers=plan.numbers, accumulate=plan.cut.accumulate, callbacks=callbacks
-    )
     if module.start_step < plan.n_steps:
-        trainer.fit(module, feed)
-        module.check_finite()
+        fit.run(module, feed, [Watch(plan, waits, say), evaluation])
         module.check_unreadable(plan.n_steps * plan.cut.batch_size)
-    elif module.ema_vit is None:
+        if plan.world.is_zero:
+            fit.saver.save(module)
+    else:
         module.make_ema()  # a start after the last step makes no optimiser, which would have
     if plan.world.is_zero:
-        if trainer.optimizers:
-            saver.save(module)
         if module.evaluation.get("step") != plan.n_steps:  # cut short; one process does it alone
             module.to(plan.device)
             if module.ema_vit is not None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from lightning.pytorch import Trainer
+
+from vitwarm.loop import Metrics, StepCallback
 from vitwarm.records import Record, RunFolder, read_metrics
 from vitwarm.units import format_seconds
 
@@ -11,6 +15,9 @@ Verdict = Literal["learned", "not learned", "saturated early"]
 
 #: From this accuracy on hidden tokens on, the rule counts as solved.
 SATURATED_PERCENT = 99.0
+
+#: Steps between two looks of `until: saturated`, whatever the log's: they decide when it ends.
+SATURATION_STEPS = 50
 
 #: Share of the gap to 100 % that has to be closed to count as learned. Ours: far above what noise
 #: closes on 2,048 held-out sequences, far below any warm-up worth a hand-off.
@@ -42,6 +49,18 @@ def is_solved(run: RunFolder) -> bool:
     lines = [line for line in read_metrics(run.path) if line["kind"] == "train"][-2:]
     solved = [line.get("hidden_accuracy_percent") or 0.0 for line in lines]
     return len(solved) == 2 and min(solved) >= SATURATED_PERCENT
+
+
+@dataclass(eq=False)
+class StopWhenSaturated(StepCallback):
+    """Ends the training at the second log line in a row above 99 % on hidden tokens."""
+
+    metrics: Metrics
+    run: RunFolder
+
+    def on_step_end(self, trainer: Trainer, module: Any) -> None:
+        if self.metrics.marked_step == module.steps_done and is_solved(self.run):
+            trainer.should_stop = True
 
 
 def judge(
