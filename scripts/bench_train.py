@@ -34,15 +34,10 @@ from torch import nn
 from vitwarm.augment import Targets
 from vitwarm.config import RunConfig, TrainRun, load_config
 from vitwarm.hardware import choose_device, choose_numbers
-from vitwarm.loop import (
-    Cut,
-    Metrics,
-    Schedule,
-    TimedCheckpoint,
-    WaitMeter,
-    compile_blocks,
-    make_trainer,
-)
+from vitwarm.loop.meters import Metrics, WaitMeter
+from vitwarm.loop.plan import Cut, Schedule
+from vitwarm.loop.saving import TimedCheckpoint
+from vitwarm.loop.start import compile_blocks, make_trainer
 from vitwarm.records import RunFolder
 from vitwarm.training.data import Pictures
 from vitwarm.training.module import ImageModule, ImageUpdates, TrainBatch

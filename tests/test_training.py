@@ -31,7 +31,7 @@ from vitwarm.errors import (
     Stopped,
     TrainingFailed,
 )
-from vitwarm.loop import Cut, Schedule, evaluation_steps
+from vitwarm.loop.plan import Cut, Schedule, evaluation_steps
 from vitwarm.records import Record, read_metrics, read_records
 from vitwarm.shards import decode_all
 from vitwarm.training import (

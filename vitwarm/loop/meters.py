@@ -82,19 +82,15 @@ class Estimate(StepCallback):
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
-        self.began: float | None = None
-        self.began_step = 0
+        self.began: tuple[int, float] | None = None
         self.said = False
 
     def on_step_end(self, trainer: Trainer, module: Any) -> None:
-        if self.said:
-            return
-        now, step = time.monotonic(), module.steps_done
-        if self.began is None:  # the first step holds compilation and warm caches
-            self.began, self.began_step = now, step
-        elif now - self.began >= ESTIMATE_SECONDS:
+        step, now = module.steps_done, time.monotonic()
+        first, at = self.began = self.began or (step, now)  # it holds compilation and warm caches
+        if not self.said and now - at >= ESTIMATE_SECONDS:
             self.said = True
-            rate = (step - self.began_step) / (now - self.began)
+            rate = (step - first) / (now - at)
             left = (module.n_steps - step) / rate
             self.say(f"estimate  {format_seconds(left)} to the end ({rate:.2f} steps/s)")
             if left > LONG_SECONDS and module.device.type == "cpu":
@@ -139,11 +135,8 @@ class Progress:
     QUIET_SECONDS = 30.0
 
     def __init__(self, label: str, *, total: int, done: int = 0) -> None:
-        self.label = label
-        self.total = total
-        self.first = done
-        self.began = time.monotonic()
-        self.spoke = self.began
+        self.label, self.total, self.first = label, total, done
+        self.began = self.spoke = time.monotonic()
         self.text = ""
         self.bar: Any = self._open_bar() if shows_bars() else None
 

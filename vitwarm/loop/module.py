@@ -113,13 +113,12 @@ class SteppedModule(LightningModule):
         """Whether this micro-batch was the last of its optimiser step."""
         return (batch_idx + 1) % self.accumulate == 0
 
-    def restore(self, checkpoint: Checkpoint | None) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
         """Takes over a checkpoint's weights now and its optimiser state when there is one."""
-        if checkpoint is not None:
-            self.start_step = checkpoint.step
-            self.seconds_before = float(checkpoint.facts["seconds"])
-            self.load_state_dict(checkpoint.state["model"])
-            self._restored = checkpoint.state["optimizer"]
+        self.start_step = checkpoint.step
+        self.seconds_before = float(checkpoint.facts["seconds"])
+        self.load_state_dict(checkpoint.state["model"])
+        self._restored = checkpoint.state["optimizer"]
 
     # -- Lightning ---------------------------------------------------------------------------
 

@@ -6,8 +6,9 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
@@ -15,9 +16,10 @@ from torch import nn
 
 from vitwarm.config import TrainConfig, TrainRun, WarmupConfig, WarmupRun
 from vitwarm.errors import ConfigError, nearest
-from vitwarm.hardware import Numbers
+from vitwarm.hardware import Numbers, choose_device, choose_numbers
+from vitwarm.loggers import check_loggers
 from vitwarm.units import count_of
-from vitwarm.world import World
+from vitwarm.world import World, find_world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,9 @@ class Plan:
     config: WarmupRun | TrainRun
     digest: str
     """The config's hash."""
-    schedule: Schedule
+    n_steps: int
+    """Optimiser steps of the whole run."""
+    ramp_steps: int
     cut: Cut
     world: World
     device: torch.device
@@ -107,9 +111,16 @@ class Plan:
         return self.config.warmup if isinstance(self.config, WarmupRun) else self.config.train
 
     @property
-    def n_steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return self.schedule.n_steps
+    def schedule(self) -> Schedule:
+        """The learning rates of the steps."""
+        stage = self.stage
+        rates = {"lr": stage.lr, "min_lr": stage.min_lr, "warmup_lr": stage.warmup_lr}
+        return Schedule(n_steps=self.n_steps, ramp_steps=self.ramp_steps, **rates)
+
+    @cached_property
+    def eval_steps(self) -> set[int]:
+        """The steps after which to evaluate."""
+        return evaluation_steps(self.n_steps, self.stage.evaluations)
 
     @property
     def folder(self) -> Path:
@@ -128,6 +139,22 @@ class Plan:
                 f"folder    {self.folder}",
             ]
         )
+
+
+def plan_machine(config: WarmupRun | TrainRun) -> dict[str, Any]:
+    """Returns the fields of a plan that the machine has a say in: device, world, cut, numbers.
+
+    Raises: ConfigError: what is not there, or an optimiser or a batch that it cannot do.
+    """
+    section = "warmup" if isinstance(config, WarmupRun) else "train"
+    stage = getattr(config, section)
+    device = choose_device(config.run)
+    check_loggers(config.run.logger)
+    check_optimizer(f"{section}.opt", stage.opt, device, getattr(stage, "opt_betas", None))
+    world = find_world(config.run)
+    cut = cut_batch(stage.batch_size, stage.micro_batch_size, world, field=section)
+    numbers = choose_numbers(stage.precision, device)
+    return {"device": device, "world": world, "cut": cut, "numbers": numbers}
 
 
 def check_optimizer(

@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from vitwarm.augment import Targets
 from vitwarm.errors import TrainingFailed
-from vitwarm.loop import Checkpoint, Cut, Schedule, SteppedModule, Updates
+from vitwarm.loop.module import Checkpoint, SteppedModule
+from vitwarm.loop.plan import Cut, Schedule, Updates
 from vitwarm.trunk import trunk_names
 from vitwarm.world import World
 
@@ -79,6 +80,16 @@ def image_loss(
         return LossParts(F.cross_entropy(logits_BC, targets.labels, label_smoothing=smoothing))
     soft = targets.soft(logits_BC.shape[1], smoothing=smoothing)
     return LossParts(F.cross_entropy(logits_BC, soft))
+
+
+def check_decoded(n_bad: int, n: int, what: str) -> None:
+    """Raises: TrainingFailed: more than 0.1 % of `n` images (`what`) did not decode."""
+    if n_bad > UNREADABLE_SHARE * n:
+        raise TrainingFailed(
+            f"{n_bad:,} of {n:,} {what} ({n_bad / n:.2%}) did not decode; allowed is "
+            f"{UNREADABLE_SHARE:.1%}. `vitwarm shards check` lists them; fix or remove them and "
+            "run the same command again."
+        )
 
 
 class ImageModule(SteppedModule):
@@ -187,17 +198,8 @@ class ImageModule(SteppedModule):
         return {"loss": loss / count}
 
     def check_unreadable(self, images_seen: int) -> None:
-        """Refuses to go on with too many images that do not decode.
-
-        Raises: TrainingFailed: more than 0.1 % of the images seen so far.
-        """
-        if self.n_unreadable > UNREADABLE_SHARE * images_seen:
-            share = self.n_unreadable / images_seen
-            raise TrainingFailed(
-                f"{self.n_unreadable:,} of {images_seen:,} images ({share:.2%}) did not decode; "
-                f"allowed is {UNREADABLE_SHARE:.1%}. `vitwarm shards check` lists them; fix or "
-                "remove them and run the same command again."
-            )
+        """Raises: TrainingFailed: as `check_decoded`, of the images seen so far."""
+        check_decoded(self.n_unreadable, images_seen, "images")
 
     def describe_batch(self, step: int) -> str:
         return self._describe(step) if self._describe else super().describe_batch(step)
@@ -214,12 +216,11 @@ class ImageModule(SteppedModule):
         facts = super().checkpoint_facts()
         return {**facts, "evaluation": self.evaluation, "n_unreadable": self.n_unreadable}
 
-    def restore(self, checkpoint: Checkpoint | None) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
         super().restore(checkpoint)
-        if checkpoint is not None:
-            self._ema_state = checkpoint.state.get("ema")
-            self.evaluation = dict(checkpoint.facts["evaluation"])
-            self.n_unreadable = int(checkpoint.facts["n_unreadable"])
+        self._ema_state = checkpoint.state.get("ema")
+        self.evaluation = dict(checkpoint.facts["evaluation"])
+        self.n_unreadable = int(checkpoint.facts["n_unreadable"])
 
 
 def freeze(vit: nn.Module, what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,17 +17,9 @@ from vitwarm.config import TrainRun
 from vitwarm.files import write_text
 from vitwarm.handoff import Audit
 from vitwarm.loggers import mirrored
-from vitwarm.loop import (
-    Fit,
-    Say,
-    StepCallback,
-    WaitMeter,
-    find_checkpoint,
-    run_once,
-    show,
-    take_up,
-    time_step,
-)
+from vitwarm.loop.meters import WaitMeter
+from vitwarm.loop.module import StepCallback
+from vitwarm.loop.start import Fit, Say, find_checkpoint, run_once, show, take_up, time_step
 from vitwarm.records import Record, RunFolder
 from vitwarm.training.data import Pictures
 from vitwarm.training.evaluate import Evaluation
@@ -45,11 +38,9 @@ ENOUGH_IMAGES = 10_000
 def run_training(config: TrainRun, *, fresh: bool = False) -> Record:
     """Trains an image model and leaves `export/` and `record.json` in the run folder.
 
-    A finished run is returned as it is; an interrupted one goes on from its last checkpoint.
+    A finished run is returned as it is; an interrupted one goes on from its last checkpoint, unless
+    `fresh` throws away what an earlier execution left.
 
-    Args:
-        fresh: throw away what an earlier execution left, and start anew.
-    Returns: the run's record.
     Raises: VitwarmError: see the subclasses; Stopped after a signal or the time limit, saved.
     """
     if config.run.threads:
@@ -103,18 +94,18 @@ def describe_images(plan: TrainPlan, step: int) -> str:
 
 
 def _train(plan: TrainPlan, run: RunFolder, say: Say) -> Record:
-    train = plan.config.train
     vit, audit = make_model(plan)
-    freeze(vit, train.freeze)
+    freeze(vit, plan.config.train.freeze)
     say(f"hand-off  {audit.summary()}")
     plan, checkpoint = find_checkpoint(plan, run)
     module = make_module(plan, vit)
     take_up(module, vit, plan, checkpoint, say)
-    if writer := plan.world.is_zero:
+    writer, start = plan.world.is_zero, module.start_step
+    if writer:
         _describe(plan, run, audit)
     with (
         closing(Pictures(plan)) as pictures,
-        mirrored(run, plan.config, start_step=module.start_step, writer=writer),
+        mirrored(run, plan.config, start_step=start, writer=writer),
     ):
         return _fit(plan, module, pictures, run, say)
 
@@ -175,23 +166,21 @@ def _describe(plan: TrainPlan, run: RunFolder, audit: Audit) -> None:
         write_text(run.path / "subset.txt", "".join(f"{key}\n" for key in keys))
 
 
+@dataclass(eq=False)
 class Watch(StepCallback):
     """Says when training waits for images, and stops it when too many cannot be read."""
 
-    def __init__(self, plan: TrainPlan, waits: WaitMeter, say: Say) -> None:
-        self.waits = waits
-        self.say = say
-        self.every_steps = plan.config.run.log_every_steps
-        self.images_per_step = plan.cut.batch_size
-        self.enough_images = min(ENOUGH_IMAGES, plan.n_images)
-        self.said = False
+    plan: TrainPlan
+    waits: WaitMeter
+    say: Say
+    said = False
 
     def on_step_end(self, trainer: Trainer, module: Any) -> None:
-        step = module.steps_done
-        if step % self.every_steps:
+        step, plan = module.steps_done, self.plan
+        if step % plan.config.run.log_every_steps:
             return
-        seen = step * self.images_per_step
-        if seen >= self.enough_images:
+        seen = step * plan.cut.batch_size
+        if seen >= min(ENOUGH_IMAGES, plan.n_images):
             module.check_unreadable(seen)
         spent = module.seconds - module.seconds_before
         share = self.waits.total / max(spent, 1e-9)

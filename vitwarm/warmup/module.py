@@ -9,7 +9,8 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vitwarm.loop import Checkpoint, Cut, Schedule, SteppedModule, Updates
+from vitwarm.loop.module import Checkpoint, SteppedModule
+from vitwarm.loop.plan import Cut, Schedule, Updates
 from vitwarm.rules.masking import IGNORE
 from vitwarm.seeding import seed_of
 from vitwarm.trunk import TokenModel
@@ -101,9 +102,9 @@ class WarmupModule(SteppedModule):
         meters = {} if self._meters is None else {"meters": self._meters}
         return {**super().checkpoint_state(), **meters}
 
-    def restore(self, checkpoint: Checkpoint | None) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
         super().restore(checkpoint)
-        if checkpoint is not None and self.world.is_zero:
+        if self.world.is_zero:
             self._meters = checkpoint.state.get("meters")
 
     def on_train_start(self) -> None:

@@ -11,14 +11,12 @@ from lightning.pytorch import Callback
 
 from vitwarm.config import WarmupRun
 from vitwarm.loggers import mirrored
-from vitwarm.loop import (
-    Cut,
-    Estimate,
+from vitwarm.loop.meters import Estimate, WaitMeter
+from vitwarm.loop.module import SteppedModule
+from vitwarm.loop.plan import Cut, Updates
+from vitwarm.loop.start import (
     Fit,
     Say,
-    SteppedModule,
-    Updates,
-    WaitMeter,
     choose_attention,
     facts_of_run,
     find_checkpoint,
@@ -30,29 +28,28 @@ from vitwarm.loop import (
 from vitwarm.records import Record, RunFolder, code_version
 from vitwarm.rules import find_preset
 from vitwarm.trunk import TokenModel, load_trunk, save_trunk
+from vitwarm.warmup.learned import (
+    SATURATION_STEPS,
+    Probe,
+    StopWhenSaturated,
+    block_norms,
+    describe,
+    find_ceiling,
+    is_solved,
+    reached,
+)
 from vitwarm.warmup.module import WarmupModule
 from vitwarm.warmup.plan import WarmupPlan, make_loader, make_token_model, plan_warmup
-from vitwarm.warmup.probe import Probe, block_norms, evaluate, find_ceiling, find_order_blind
 from vitwarm.warmup.sequences import WarmupBatch
-from vitwarm.warmup.verdict import (
-    SATURATION_STEPS,
-    StopWhenSaturated,
-    describe,
-    find_saturation,
-    is_solved,
-    judge,
-)
 from vitwarm.world import World
 
 
 def run_warmup(config: WarmupRun, *, fresh: bool = False) -> Record:
     """Warms up a trunk and leaves `trunk.safetensors` and `record.json` in the run folder.
 
-    A finished run is returned as it is; an interrupted one goes on from its last checkpoint.
+    A finished run is returned as it is; an interrupted one goes on from its last checkpoint, unless
+    `fresh` throws away what an earlier execution left.
 
-    Args:
-        fresh: throw away what an earlier execution left, and start anew.
-    Returns: the run's record.
     Raises: VitwarmError: see the subclasses; Stopped after a signal or the time limit, saved.
     """
     if config.run.threads:
@@ -125,7 +122,7 @@ def _train(plan: WarmupPlan, tokens: TokenModel, run: RunFolder, say: Say) -> Re
             fit.saver.save(module)
     if not writer:
         return _record(plan, module, {}, loader, "")
-    facts = _judge(plan, run, module)
+    facts = reached(plan, run, module)
     metadata = _trunk_metadata(plan, tokens, module.steps_done, "finished", **facts)
     sha = load_trunk(save_trunk(path, tokens, metadata)).sha256
     record = _record(plan, module, facts, loader, sha)
@@ -133,22 +130,6 @@ def _train(plan: WarmupPlan, tokens: TokenModel, run: RunFolder, say: Say) -> Re
     say(describe(record))
     say(f"trunk     {path}")
     return record
-
-
-def _judge(plan: WarmupPlan, run: RunFolder, module: WarmupModule) -> dict[str, Any]:
-    """What a finished warm-up reached and what that is worth, as fields of its record."""
-    warm = plan.config.warmup
-    found = evaluate(module, plan, device=plan.device, n_sequences=warm.eval_sequences)
-    found["order_blind_percent"] = find_order_blind(plan)
-    found["saturated_at_step"] = find_saturation(run)
-    found["verdict"] = judge(
-        accuracy_percent=found["hidden_accuracy_percent"],
-        chance_percent=found["chance_percent"],
-        order_blind_percent=found["order_blind_percent"],
-        saturated_at=found["saturated_at_step"],
-        n_steps=plan.budget.steps,
-    )
-    return found
 
 
 def _record(

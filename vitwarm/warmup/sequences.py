@@ -7,11 +7,11 @@ share: so each knows how many tokens are hidden in the batch of all processes, w
 from __future__ import annotations
 
 import math
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -122,34 +122,14 @@ class SequenceLoader:
             yield batch
 
     def __iter__(self) -> Iterator[WarmupBatch]:
-        ahead: queue.Queue[Any] = queue.Queue(maxsize=AHEAD)
-        stop = threading.Event()
-
-        def put(item: Any) -> bool:
-            while not stop.is_set():
-                try:
-                    ahead.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-                return True
-            return False
-
-        def generate() -> None:
-            try:
-                for step in range(self.start_step, self.n_steps):
-                    if not all(put(batch) for batch in self.step(step)):
-                        return
-                put(None)
-            except BaseException as error:  # handed to the training thread, which raises it
-                put(error)
-
-        thread = threading.Thread(target=generate, name="sequences", daemon=True)
-        thread.start()
+        ahead: deque[Future[list[WarmupBatch]]] = deque()
+        thread = ThreadPoolExecutor(1, thread_name_prefix="sequences")
         try:
-            while (item := ahead.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            for step in range(self.start_step, self.n_steps):
+                ahead.append(thread.submit(list, self.step(step)))
+                if len(ahead) > AHEAD:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
         finally:
-            stop.set()
-            thread.join()
+            thread.shutdown(cancel_futures=True)
