@@ -33,7 +33,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.optim import create_optimizer_v2
 
 from vitwarm.augment import Augmentation, Mixing
-from vitwarm.loop import compile_blocks
+from vitwarm.loop.start import compile_blocks
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RECIPES: dict[str, dict[str, Any]] = {

@@ -34,18 +34,13 @@ from torch import nn
 from vitwarm.augment import Targets
 from vitwarm.config import RunConfig, TrainRun, load_config
 from vitwarm.hardware import choose_device, choose_numbers
-from vitwarm.loop import (
-    Cut,
-    Metrics,
-    Schedule,
-    TimedCheckpoint,
-    WaitMeter,
-    compile_blocks,
-    make_trainer,
-)
+from vitwarm.loop.meters import Metrics, WaitMeter
+from vitwarm.loop.plan import Cut, Schedule
+from vitwarm.loop.saving import TimedCheckpoint
+from vitwarm.loop.start import compile_blocks, make_trainer
 from vitwarm.records import RunFolder
 from vitwarm.training.data import Pictures
-from vitwarm.training.module import ImageModule, TrainBatch
+from vitwarm.training.module import ImageModule, ImageUpdates, TrainBatch
 from vitwarm.training.plan import plan_training
 from vitwarm.trunk import build_model
 from vitwarm.world import World
@@ -133,7 +128,9 @@ def bench(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def make_module(vit: nn.Module, n_steps: int, n_images: int, **options: Any) -> ImageModule:
     """The package's module around a model, on one process and without accumulation."""
     schedule = Schedule(n_steps=n_steps, ramp_steps=10, lr=1e-6)
-    return ImageModule(vit, schedule, Cut(n_images, n_images, 1), World(0, 1), **options)
+    return ImageModule(
+        vit, schedule, Cut(n_images, n_images, 1), World(0, 1), ImageUpdates(**options)
+    )
 
 
 def plain_step(vit: nn.Module, batch: TrainBatch, *, bf16: bool, compiled: bool) -> Step:

@@ -33,7 +33,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitwarm.config import WarmupRun, load_config
-from vitwarm.loop import compile_blocks, make_trainer
+from vitwarm.loop.start import compile_blocks, make_trainer
 from vitwarm.rules.masking import IGNORE, make_batch
 from vitwarm.warmup import WarmupPlan, make_loader, make_module, make_token_model, plan_warmup
 from vitwarm.warmup.sequences import WarmupBatch

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vitwarm.config import SweepConfig, TrainRun, WarmupRun, load_config
 from vitwarm.errors import ModelError, Stopped
-from vitwarm.loop import compile_blocks
+from vitwarm.loop.start import compile_blocks
 from vitwarm.sweep.plan import make_plan
 from vitwarm.training import run_training, training_folder
 from vitwarm.trunk import TokenModel, blocks_of, build_model, checkpoint_gradients, load_trunk

@@ -21,7 +21,7 @@ from vitwarm import informing, loggers
 from vitwarm.cli import main
 from vitwarm.config import TrainRun, WarmupRun, load_config
 from vitwarm.errors import ConfigError, Stopped
-from vitwarm.loop import SteppedModule
+from vitwarm.loop.module import SteppedModule
 from vitwarm.records import read_metrics
 from vitwarm.training import run_training, training_folder
 from vitwarm.warmup import run_warmup, warmup_folder

@@ -8,7 +8,7 @@ import torch
 from tiny_images import write_tiny_shards
 
 from vitwarm.augment import Augmentation, Mixing
-from vitwarm.loop import cut_batch
+from vitwarm.loop.plan import cut_batch
 from vitwarm.shards import (
     EvalCrop,
     Order,
@@ -19,9 +19,9 @@ from vitwarm.shards import (
     make_train_loader,
 )
 from vitwarm.shards.load.crops import Size, centre, cut_out
-from vitwarm.training.feed import LoaderFeed, ResidentFeed
+from vitwarm.training.data import LoaderFeed
 from vitwarm.training.module import TrainBatch
-from vitwarm.training.resident import ResidentImages, resample, resize_and_crop
+from vitwarm.training.resident import ResidentFeed, ResidentImages, resample, resize_and_crop
 from vitwarm.world import World
 
 CPU = torch.device("cpu")

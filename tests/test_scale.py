@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitwarm.loop import Schedule
+from vitwarm.loop.plan import Schedule
 from vitwarm.rules import make_rule
 from vitwarm.rules.masking import IGNORE, make_batch
 from vitwarm.seeding import seed_of

@@ -31,7 +31,7 @@ from vitwarm.errors import (
     Stopped,
     TrainingFailed,
 )
-from vitwarm.loop import Cut, Schedule, evaluation_steps
+from vitwarm.loop.plan import Cut, Schedule, evaluation_steps
 from vitwarm.records import Record, read_metrics, read_records
 from vitwarm.shards import decode_all
 from vitwarm.training import (
@@ -43,8 +43,8 @@ from vitwarm.training import (
     training_folder,
 )
 from vitwarm.training.data import Pictures
-from vitwarm.training.losses import evaluation_sums, image_loss
-from vitwarm.training.module import ImageModule, freeze
+from vitwarm.training.evaluate import evaluation_sums
+from vitwarm.training.module import ImageModule, freeze, image_loss
 from vitwarm.trunk import save_trunk, trunk_names
 from vitwarm.world import World
 

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from vitwarm.config import WarmupRun, load_config
 from vitwarm.errors import ConfigError, RunError, Stopped, TrainingFailed
 from vitwarm.files import replacing
-from vitwarm.loop import Schedule, choose_attention, cut_batch
+from vitwarm.loop.plan import Schedule, cut_batch
+from vitwarm.loop.start import choose_attention
 from vitwarm.records import read_metrics, read_records
 from vitwarm.rules import make_rule
 from vitwarm.seeding import seed_of
@@ -32,10 +33,8 @@ from vitwarm.warmup import (
     run_warmup,
     warmup_folder,
 )
-from vitwarm.warmup.probe import find_order_blind
+from vitwarm.warmup.learned import SATURATION_STEPS, find_order_blind, judge
 from vitwarm.warmup.sequences import SequenceLoader, WarmupBatch
-from vitwarm.warmup.verdict import judge
-from vitwarm.warmup.watch import SATURATION_STEPS
 from vitwarm.world import World
 
 TINY = [

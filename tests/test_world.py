@@ -19,8 +19,7 @@ from lightning.pytorch import LightningModule
 from vitwarm.config import RunConfig
 from vitwarm.errors import ConfigError, RunError, TrainingFailed
 from vitwarm.hardware import Numbers
-from vitwarm.loop import make_trainer
-from vitwarm.loop.start import find_loss, refuse_standstill
+from vitwarm.loop.start import find_loss, make_trainer, refuse_standstill
 from vitwarm.records import RunFolder
 from vitwarm.world import World, check_world, choose_strategy, find_world, meet
 

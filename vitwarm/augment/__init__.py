@@ -7,7 +7,7 @@ to which image is planned on the host and travels to the device in one copy: no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +16,14 @@ from torch import Tensor
 
 from vitwarm.augment.draws import Draws
 from vitwarm.augment.mixing import Mixing, Targets, erase, mix_images, plan_erasing
-from vitwarm.augment.pixels import OPERATIONS, Surroundings
+from vitwarm.augment.pixels import OPERATIONS, Surroundings, luma
 from vitwarm.augment.policy import ColorJitter, Plan, Policy, ThreeAugment, parse_policy
 from vitwarm.seeding import numpy_rng
 
-__all__ = ["Augmentation", "Augmented", "Mixing", "Targets", "normalise", "parse_policy", "to_grey"]
+__all__ = [
+    "Augmentation", "Augmented", "Mixing", "Targets", "normalise", "parse_policy", "scaling",
+    "to_grey",
+]  # fmt: skip
 
 
 class Augmented(NamedTuple):
@@ -70,7 +73,7 @@ class Augmentation:
         self.policies: list[Policy | ColorJitter] = [policy] if policy else []
         if color_jitter and (policy is None or isinstance(policy, ThreeAugment)):
             self.policies.append(ColorJitter(strength=color_jitter))
-        self._constants: dict[tuple[str, torch.device], Tensor] = {}
+        self._constants: dict[tuple[str | int, torch.device], Tensor] = {}
 
     def __call__(
         self,
@@ -101,26 +104,24 @@ class Augmentation:
             for k, operation in enumerate(operations)
             for name, array in (("which", operation.which), ("args", operation.args))
         }
+        n_numbers, device = images[0].numel(), images.device
+        n_noise = 1 << 20 if n_numbers <= 1 << 14 else 1 << 22
         if self.reprob > 0:
-            erasure = plan_erasing(draws, self.reprob, height=height, width=width)
-            spare = self._bank_size(images) - images[0].numel()
-            luggage["erase/which"] = erasure.which
-            luggage["erase/boxes"] = erasure.boxes
-            luggage["erase/starts"] = (erasure.noise * spare).astype(np.int64)
+            which, boxes, begin = plan_erasing(draws, self.reprob, height=height, width=width)
+            starts = (begin * (n_noise - n_numbers)).astype(np.int64)
+            luggage |= {"erase/which": which, "erase/boxes": boxes, "erase/starts": starts}
         if self.mixing is not None:
             mix = self.mixing.plan(self.seed, positions, height=height, width=width)
-            luggage |= {
-                "mix/boxes": mix.boxes,
-                "mix/weights": mix.weights,
-                "mix/shares": mix.shares,
-            }
-        there = ship(luggage, images.device)
+            luggage |= {f"mix/{name}": array for name, array in mix._asdict().items()}
+        there = ship(luggage, device)
 
         x = self._operate(images, plan, there)
-        out = normalise(x, *self._scaling(images.device))
+        scale, shift = self._constant("scaling", device, lambda: scaling(self.mean, self.std))
+        out = normalise(x, scale, shift)
         if self.reprob > 0:
-            index, boxes, starts = (there[f"erase/{name}"] for name in ("which", "boxes", "starts"))
-            erase(out, index, boxes, starts, self._bank(images))
+            noise = self._constant(n_noise, device, lambda: torch.from_numpy(self._noise(n_noise)))
+            index, at, first = (there[f"erase/{name}"] for name in ("which", "boxes", "starts"))
+            erase(out, index, at, first, noise)
         if self.mixing is None:
             return Augmented(out, Targets(labels))
         mix_images(out, there["mix/boxes"], there["mix/weights"])
@@ -130,7 +131,8 @@ class Augmentation:
     def _operate(self, images: Tensor, plan: Plan, there: Mapping[str, Tensor]) -> Tensor:
         if not plan:
             return images
-        fill = self._constant("fill", images.device, [round(255 * m) for m in (self.mean * 3)[:3]])
+        colour = [float(round(255 * m)) for m in (self.mean * 3)[:3]]
+        fill = self._constant("fill", images.device, lambda: torch.tensor(colour))
         around = Surroundings(fill, self.interpolation)
         x = images.clone()
         for layer, operations in enumerate(plan):
@@ -138,37 +140,22 @@ class Augmentation:
                 if not len(operation.which):
                     continue
                 index, args = there[f"{layer}/{k}/which"], there[f"{layer}/{k}/args"]
+                apply = OPERATIONS[operation.kind]
                 for some in pieces(len(index), x):
                     chosen = index[some]
-                    changed = OPERATIONS[operation.kind](
-                        x.index_select(0, chosen), args[some], around
-                    )
-                    _put(x, chosen, changed)
+                    _put(x, chosen, apply(x.index_select(0, chosen), args[some], around))
         return x
 
-    def _scaling(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        scale = self._constant("scale", device, [1 / (255 * s) for s in self.std])
-        shift = self._constant(
-            "shift", device, [-m / s for m, s in zip(self.mean, self.std, strict=True)]
-        )
-        return scale, shift
+    def _noise(self, size: int) -> np.ndarray:
+        return numpy_rng(self.seed, "augment", "noise").standard_normal(size, np.float32)
 
-    def _bank_size(self, images: Tensor) -> int:
-        return 1 << 20 if images[0].numel() <= 1 << 14 else 1 << 22
-
-    def _bank(self, images: Tensor) -> Tensor:
-        size = self._bank_size(images)
-        key = (f"bank{size}", images.device)
-        if key not in self._constants:
-            bank = numpy_rng(self.seed, "augment", "noise").standard_normal(size, np.float32)
-            self._constants[key] = torch.from_numpy(bank).to(images.device)
-        return self._constants[key]
-
-    def _constant(self, name: str, device: torch.device, values: Sequence[float]) -> Tensor:
-        key = (name, device)
-        if key not in self._constants:
-            self._constants[key] = torch.tensor(values, dtype=torch.float32, device=device)
-        return self._constants[key]
+    def _constant(
+        self, name: str | int, device: torch.device, make: Callable[[], Tensor]
+    ) -> Tensor:
+        """Makes what every batch needs once for each device."""
+        if (name, device) not in self._constants:
+            self._constants[name, device] = make().to(device)
+        return self._constants[name, device]
 
 
 def normalise(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -188,10 +175,14 @@ def normalise(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def to_grey(images: Tensor) -> Tensor:
-    """Returns the luma of uint8 [b, 3, H, W] as [b, 1, H, W]: Pillow's mode L, to the bit."""
-    red, green, blue = images.int().split(1, dim=1)
-    luma: Tensor = 19595 * red + 38470 * green + 7471 * blue + 0x8000
-    return (luma >> 16).byte()
+    """Returns the luma of uint8 [b, 3, H, W] as uint8 [b, 1, H, W]: Pillow's mode L, to the bit."""
+    return luma(images)[:, None].byte()
+
+
+def scaling(mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Returns scale and shift of `normalise`, float32 [2, c], of means and deviations in [0, 1]."""
+    shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    return torch.tensor([[1 / (255 * s) for s in std], shift])
 
 
 def _put(x: Tensor, index: Tensor, values: Tensor) -> None:

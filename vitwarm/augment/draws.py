@@ -6,6 +6,7 @@ a batch's numbers come from a few numpy calls on the host, so that no device wai
 
 from __future__ import annotations
 
+import copy
 from functools import lru_cache
 
 import numpy as np
@@ -17,15 +18,11 @@ class Draws:
     """Uniform and normal numbers of a batch of samples, by name."""
 
     def __init__(self, seed: int, purpose: str, *keys: np.ndarray) -> None:
-        """Remembers who draws.
+        """Remembers who draws: integers [b] name each sample, such as its epoch and its row.
 
-        Args:
-            seed: the run's seed.
-            purpose: two purposes never share a stream.
-            keys: integers [b] that name each sample, such as its epoch and its row.
+        Two purposes never share a stream.
         """
-        self.seed = seed
-        self.purpose = purpose
+        self.seed, self.purpose = seed, purpose
         state = np.zeros(len(keys[0]), np.uint64)
         for place, key in enumerate(keys):
             state = mix_u64(state + key.astype(np.uint64), _key(seed, purpose, place))
@@ -36,8 +33,8 @@ class Draws:
 
     def take(self, index: np.ndarray) -> Draws:
         """Returns the same streams for some of the samples only."""
-        part = object.__new__(Draws)
-        part.seed, part.purpose, part._state = self.seed, self.purpose, self._state[index]
+        part = copy.copy(self)
+        part._state = self._state[index]
         return part
 
     def uniform(self, *names: str) -> np.ndarray:

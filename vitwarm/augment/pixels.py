@@ -78,14 +78,14 @@ def equalize(x: Tensor, args: Tensor, around: Surroundings) -> Tensor:
 
 def contrast(x: Tensor, args: Tensor, around: Surroundings) -> Tensor:
     """Moves values away from (factor > 1) or towards the image's mean grey."""
-    mean = _mean(_grey(x))[:, None]
+    mean = _mean(luma(x))[:, None]
     value = torch.arange(256, device=x.device, dtype=torch.float32)
     return table(x, (mean + args * (value - mean)).clamp_(0, 255).byte(), around)
 
 
 def saturation(x: Tensor, args: Tensor, around: Surroundings) -> Tensor:
     """Moves colours away from (factor > 1) or towards grey."""
-    return _blend(_grey(x)[:, None].float(), x, args)
+    return _blend(luma(x)[:, None].float(), x, args)
 
 
 def sharpness(x: Tensor, args: Tensor, around: Surroundings) -> Tensor:
@@ -152,8 +152,8 @@ OPERATIONS: dict[str, Apply] = {
 }
 
 
-def _grey(x: Tensor) -> Tensor:
-    """Luma, int32 [n, H, W], in Pillow's fixed-point arithmetic."""
+def luma(x: Tensor) -> Tensor:
+    """Returns the luma of uint8 [n, 3, H, W] as int32 [n, H, W]: Pillow's mode L, to the bit."""
     red, green, blue = x.int().unbind(1)
     return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
 

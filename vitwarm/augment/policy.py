@@ -94,7 +94,11 @@ class RandAugment:
                         increasing=self.increasing, height=height, width=width,
                     )  # fmt: skip
                     found.setdefault(_KIND[name], []).append((index, args))
-            layers.append([_joined(kind, parts) for kind, parts in found.items()])
+            layers.append([])
+            for kind, parts in found.items():
+                which, args = (np.concatenate(part) for part in zip(*parts, strict=True))
+                order = np.argsort(which)
+                layers[-1].append(Operation(kind, which[order], args[order]))
         return layers
 
 
@@ -161,16 +165,12 @@ def parse_policy(text: str | None) -> Policy | None:
         raise ConfigError(f"train.aa is {text!r}; allowed is {allowed}.")
     facts: dict[str, float] = {}
     for section in sections:
-        match = re.fullmatch(r"(mstd|mmax|inc|m|n|p)([0-9.]+|inf)", section)
-        try:
-            value = float(match[2]) if match else None
-        except ValueError:
-            value = None
-        if match is None or value is None:
+        match = re.fullmatch(r"(mstd|mmax|inc|m|n|p)([0-9]+\.?[0-9]*|\.[0-9]+|inf)", section)
+        if match is None:
             raise ConfigError(
                 f"train.aa is {text!r}; {section!r} is unknown. Allowed is {allowed}."
             )
-        facts[match[1]] = value
+        facts[match[1]] = float(match[2])
     _check_numbers(text, facts)
     std = facts.get("mstd", 0.0)
     return RandAugment(
@@ -267,10 +267,3 @@ def _table(name: str, share: np.ndarray, *, increasing: bool) -> np.ndarray:
         add = np.minimum(128, (share * 110).astype(int))[:, None]
         table = np.where(value < 128, np.minimum(255, value + add), value)
     return np.ascontiguousarray(table, dtype=np.uint8)
-
-
-def _joined(kind: str, parts: list[tuple[np.ndarray, np.ndarray]]) -> Operation:
-    index = np.concatenate([index for index, _ in parts])
-    args = np.concatenate([args for _, args in parts])
-    order = np.argsort(index)
-    return Operation(kind, index[order], args[order])

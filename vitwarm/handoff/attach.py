@@ -136,32 +136,31 @@ def _match(
     trunk: Trunk, vit: nn.Module, *, scope: Scope, blocks: Blocks, where: str
 ) -> dict[str, str]:
     """Returns the model's tensor name -> the file's, for all that is carried; refuses a misfit."""
-    names = trunk_names(vit)
-    _check_depth(trunk, names, where)
-    heads = trunk.metadata.get("num_heads", heads_of(vit))
-    if heads != heads_of(vit):
+    names, heads = trunk_names(vit), heads_of(vit)
+    if why := _other_depth(trunk, names):
+        raise HandoffError(f"{where} do not fit: {why}")
+    if (their_heads := trunk.metadata.get("num_heads", heads)) != heads:
         raise HandoffError(
-            f"{where} do not fit: the trunk has {heads} attention heads, the model "
-            f"{heads_of(vit)}, so the same numbers would mean something else. Set num_heads alike."
+            f"{where} do not fit: the trunk has {their_heads} attention heads, the model {heads}, "
+            "so the same numbers would mean something else. Set num_heads alike."
         )
     theirs = named_as(trunk.tensors, names)
     selected = choose_names(names, scope=scope, blocks=blocks)
     homeless = [n for n in choose_names(list(theirs), scope=scope, blocks=blocks) if n not in names]
+    missing = [name for name in selected if name not in theirs]
+    same = "Use the model that was warmed up, with the same model_kwargs."
     if homeless:
         raise HandoffError(
             f"{where} do not fit: the trunk's tensor {theirs[homeless[0]]!r} has no place in the "
-            "model. Use the model that was warmed up, with the same model_kwargs."
+            f"model. {same}"
         )
-    shapes = {name: tuple(tensor.shape) for name, tensor in vit.state_dict().items()}
+    state = vit.state_dict()
     for name in selected:
-        if name in theirs:
-            _check_shape(name, tuple(trunk.tensors[theirs[name]].shape), shapes[name], where)
-    missing = [name for name in selected if name not in theirs]
+        if name in theirs and trunk.tensors[theirs[name]].shape != state[name].shape:
+            why = _other_shape(name, trunk.tensors[theirs[name]].shape, state[name].shape)
+            raise HandoffError(f"{where} do not fit: {why}")
     if missing and not trunk.is_partial:
-        raise HandoffError(
-            f"{where} do not fit: the trunk lacks {missing[0]!r}. Use the model that was warmed "
-            "up, with the same model_kwargs."
-        )
+        raise HandoffError(f"{where} do not fit: the trunk lacks {missing[0]!r}. {same}")
     if len(missing) == len(selected):
         raise HandoffError(
             f"{where}: with scope {scope!r} and blocks {blocks!r} nothing would be carried. "
@@ -170,41 +169,36 @@ def _match(
     return {name: theirs[name] for name in selected if name in theirs}
 
 
-def _check_depth(trunk: Trunk, names: list[str], where: str) -> None:
-    prefixes = block_prefixes(names)
-    found = block_prefixes(trunk.tensors)
+def _other_depth(trunk: Trunk, names: list[str]) -> str | None:
+    prefixes, found = block_prefixes(names), block_prefixes(trunk.tensors)
     depth = int(trunk.metadata.get("depth", 0)) or len(found)
     if depth == len(prefixes) and set(found) <= set(prefixes):
-        return
+        return None
     odd = [p for p in found if p not in prefixes] or [p for p in prefixes if p not in found]
     first = next((n for n in [*trunk.tensors, *names] if odd and n.startswith(f"{odd[0]}.")), odd)
-    raise HandoffError(
-        f"{where} do not fit: the trunk has {depth} blocks, the model has {len(prefixes)} (the "
-        f"first tensor without a partner is {first!r}). Set depth in model_kwargs, or warm up that "
-        "model."
+    return (
+        f"the trunk has {depth} blocks, the model has {len(prefixes)} (the first tensor without a "
+        f"partner is {first!r}). Set depth in model_kwargs, or warm up that model."
     )
 
 
-def _check_shape(name: str, theirs: tuple[int, ...], ours: tuple[int, ...], where: str) -> None:
-    if theirs == ours:
-        return
+def _other_shape(name: str, theirs: Iterable[int], ours: Iterable[int]) -> str:
     there, here = shape_in_words(theirs), shape_in_words(ours)
     shapes = f"tensor {name!r} is {there} in the trunk and {here} in the model"
     if is_of_the_grid(name):
-        raise HandoffError(
-            f"{where} do not fit: {shapes}; it is a table of relative positions, whose size "
-            "follows from the patch grid. Warm up with the same img_size and patch size."
+        return (
+            f"{shapes}; it is a table of relative positions, whose size follows from the patch "
+            "grid. Warm up with the same img_size and patch size."
         )
     cause = "the MLP ratio" if re.search(r"\bmlp\b|fc1|fc2", name) else "the width"
-    raise HandoffError(
-        f"{where} do not fit: {shapes} ({cause} differs). Choose the model that was warmed up, or "
-        "set embed_dim, num_heads and mlp_ratio alike in model_kwargs."
+    return (
+        f"{shapes} ({cause} differs). Choose the model that was warmed up, or set embed_dim, "
+        "num_heads and mlp_ratio alike in model_kwargs."
     )
 
 
 def _notes(trunk: Trunk, vit: nn.Module, pairs: Mapping[str, str]) -> list[str]:
-    notes = []
-    facts = trunk.metadata
+    notes, facts, state = [], trunk.metadata, vit.state_dict()
     grid = "x".join(map(str, patch_grid(vit)))
     if facts.get("grid", grid) != grid:
         notes.append(
@@ -217,13 +211,9 @@ def _notes(trunk: Trunk, vit: nn.Module, pairs: Mapping[str, str]) -> list[str]:
         notes.append("the warm-up that made this trunk learned nothing")
     if "note" in facts:
         notes.append(facts["note"])
-    state = vit.state_dict()
     cast = {(trunk.tensors[b].dtype, state[a].dtype) for a, b in pairs.items()}
-    for theirs, ours in sorted(cast, key=str):
-        if theirs != ours:
-            notes.append(f"numbers were cast from {theirs} to {ours}")
-    renamed = [f"{b} -> {a}" for a, b in pairs.items() if a != b]
-    if renamed:
+    notes += [f"numbers were cast from {b} to {a}" for b, a in sorted(cast, key=str) if a != b]
+    if renamed := [f"{b} -> {a}" for a, b in pairs.items() if a != b]:
         notes.append(f"the final norm comes after pooling here: {', '.join(renamed)}")
     return notes
 

@@ -108,11 +108,7 @@ def _audit(
     heads: tuple[str, ...],
     seed: int,
 ) -> Audit:
-    """Says what came from the file, under which name, and what timm resampled.
-
-    Args:
-        renamed: the model's name -> the file's, of all that was carried.
-    """
+    """Says what came from the file, under which name (model's -> file's), and was resampled."""
     sources = {}
     for name, tensor in vit.state_dict().items():
         if name not in renamed and name.startswith(heads):
@@ -134,19 +130,15 @@ def _read(init: str, model: str | None) -> _Source:
     if folder := _export_of(init):
         config, name, arguments = _read_config(folder, init)
         _check_same(name, model, init)
-        return _Source(
-            model=name,
-            tensors=_tensors_in(folder, init),
-            config=config,
-            arguments=arguments,
-        )
+        tensors = _tensors_in(folder, init)
+        return _Source(model=name, tensors=tensors, config=config, arguments=arguments)
     if path.is_file():
         if model is None:
             raise HandoffError(
                 f"handoff.init is {init!r}, a file that does not say which model it is of. "
                 "Give the model."
             )
-        return _Source(model=model, tensors=_weights(path, init))
+        return _Source(model=model, tensors=_tensors_in(path, init))
     if os.sep in init or path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"):
         raise HandoffError(
             f"handoff.init is {init!r}; there is no such file or folder. Give an export folder, a "
@@ -164,12 +156,8 @@ def _read(init: str, model: str | None) -> _Source:
             f"handoff.init is {init!r}; its weights cannot be loaded: {first_line(error)}. Give a "
             "file of weights or an export folder, or a timm tag while online."
         ) from error
-    return _Source(
-        model=init,
-        tensors=vit.state_dict(),
-        config=vit.pretrained_cfg,
-        arguments=built_with(vit),
-    )
+    config, arguments = vit.pretrained_cfg, built_with(vit)
+    return _Source(model=init, tensors=vit.state_dict(), config=config, arguments=arguments)
 
 
 def _export_of(init: str) -> Path | None:
@@ -195,23 +183,19 @@ def _read_config(folder: Path, init: str) -> tuple[dict[str, Any], str, dict[str
     return config, str(name), dict(arguments or {})
 
 
-def _tensors_in(folder: Path, init: str) -> dict[str, Tensor]:
-    found = [folder / name for name in _IN_A_FOLDER if (folder / name).is_file()]
-    if not found:
-        raise ModelError(
-            f"handoff.init is {init!r}; its weights cannot be loaded: the folder holds no "
-            f"{' and no '.join(_IN_A_FOLDER)}. Export the model again."
-        )
-    return _weights(found[0], init)
-
-
-def _weights(path: Path, init: str) -> dict[str, Tensor]:
-    try:
-        return read_weights(path).tensors
-    except ModelError as error:
-        raise ModelError(
-            f"handoff.init is {init!r}; its weights cannot be loaded: {error}"
-        ) from error
+def _tensors_in(place: Path, init: str) -> dict[str, Tensor]:
+    """The weights of a file, or of the first one that a folder holds."""
+    files = [place] if place.is_file() else [place / name for name in _IN_A_FOLDER]
+    unread = f"handoff.init is {init!r}; its weights cannot be loaded:"
+    for path in files:
+        if path.is_file():
+            try:
+                return read_weights(path).tensors
+            except ModelError as error:
+                raise ModelError(f"{unread} {error}") from error
+    raise ModelError(
+        f"{unread} the folder holds no {' and no '.join(_IN_A_FOLDER)}. Export the model again."
+    )
 
 
 def _check_same(theirs: str, asked: str | None, init: str) -> None:
@@ -230,7 +214,7 @@ def _misfit(
     odd = {a or b for a, b in found} & {*ours, *theirs}
     if not odd:  # timm's own resampling tripped over what does not fit
         odd = {n for n in ours if n not in theirs or theirs[n].shape != ours[n].shape}
-    names = [name for name in [*ours, *(n for n in theirs if n not in ours)] if name in odd]
+    names = [name for name in {**ours, **theirs} if name in odd]
     if not names:
         first = first_line(error).rstrip(":")
         return HandoffError(
@@ -239,14 +223,12 @@ def _misfit(
         )
 
     def told(name: str) -> str:
-        if name not in theirs:
-            return f"{name!r} ({shape_in_words(ours[name].shape)} in the model) is not in the file"
-        shape = shape_in_words(theirs[name].shape)
-        if name not in ours:
-            return f"{name!r} ({shape} in the file) has no place in the model"
-        return (
-            f"{name!r} is {shape} in the file and {shape_in_words(ours[name].shape)} in the model"
-        )
+        there, here = (shape_in_words(w[name].shape) if name in w else "" for w in (theirs, ours))
+        if not there:
+            return f"{name!r} ({here} in the model) is not in the file"
+        if not here:
+            return f"{name!r} ({there} in the file) has no place in the model"
+        return f"{name!r} is {there} in the file and {here} in the model"
 
     rest = f", and {len(names) - _NAMED} others" if len(names) > _NAMED else ""
     return HandoffError(

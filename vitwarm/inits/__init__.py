@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from vitwarm.errors import ConfigError, nearest
+from vitwarm.inits.altered import mixed, weights_shuffled_in_heads, weights_shuffled_in_tensors
 from vitwarm.inits.expand import expand
 from vitwarm.inits.grafts import graft
 from vitwarm.inits.made import Made
 from vitwarm.inits.mimetic import mimetic, mimetic_04
-from vitwarm.inits.mixed import mixed
-from vitwarm.inits.shuffled import weights_shuffled_in_heads, weights_shuffled_in_tensors
 from vitwarm.records import code_version
 from vitwarm.trunk import save_trunk
 
@@ -55,14 +54,15 @@ def make_init(
         )
     signature = inspect.signature(INITS[name])
     own = [p for p in signature.parameters if p not in ("model", "model_kwargs", "seed")]
+    given = {"model": model, "model_kwargs": dict(model_kwargs or {}), "seed": seed, **params}
     try:
-        signature.bind(model=model, model_kwargs=dict(model_kwargs or {}), seed=seed, **params)
+        signature.bind(**given)
     except TypeError as error:
         raise ConfigError(
             f"init_params of {name!r} are {sorted(params)}; {error}. "
             f"Its parameters are {', '.join(own)}."
         ) from error
-    return INITS[name](model=model, model_kwargs=dict(model_kwargs or {}), seed=seed, **params)
+    return INITS[name](**given)
 
 
 def write_init(

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from vitwarm.errors import ConfigError, HandoffError
-from vitwarm.inits.made import Made, facts_for, inherit, label, read
+from vitwarm.inits.made import Made, facts_for, facts_of, label, read
 from vitwarm.trunk import Trunk, build_shapes, heads_of, trunk_names
 from vitwarm.trunk.grow import Order, Scale, Vectors, Widening, Width, check_can_grow, widen
 from vitwarm.trunk.select import BLOCK, block_prefixes, named_as
@@ -45,8 +45,7 @@ def expand(
 ) -> Made:
     """Makes a trunk for a deeper or wider plain ViT from any trunk of one; nothing is drawn.
 
-    Every block of the result has weights of its own. A depth or width that stays as it is changes
-    nothing, so that an expansion to the same shape is the same trunk, bit for bit.
+    Every block has weights of its own. An expansion to the same shape is the same trunk.
 
     Args:
         core: the trunk; that of a tied warm-up (`warmup.tie`) or any other.
@@ -67,7 +66,10 @@ def expand(
     Source: arXiv preprint "Procedural Core" (2026) and zlshinnick/weight-selection:
         depth_expand.py, width_expand.py. Ours: vectors=tiled, width=zero, stack, interleave.
     """
-    choices = _checked_choices(depth, width, scale, vectors, order)
+    tiling: dict[str, Any] = {"scale": scale or "fro", "vectors": vectors or "published"}
+    choices: dict[str, str] = {"depth": depth, "width": width, "order": order}
+    choices |= tiling if width != "zero" else {}
+    _check_choices(choices, tiled=bool(scale or vectors))
     source = read(core)
     vit = build_shapes(model, **model_kwargs)
     check_can_grow(vit)
@@ -75,37 +77,31 @@ def expand(
     old, new = _size_of_trunk(source, where), _size_of_model(vit)
     _check_sizes(old, new, where)
     blocks = _blocks_taken(old.depth, new.depth, depth, where)
-    how = Widening(
-        head_size=old.width // old.heads,
-        width=width,
-        scale=scale or "fro",
-        vectors=vectors or "published",
-        order=order,
-    )
+    how = Widening(head_size=old.width // old.heads, width=width, order=order, **tiling)
     tensors, sources = {}, {}
     for name, shape in _shapes(vit).items():
         theirs, inner = _source_of(name, source, blocks, where)
         tensors[name], rule = widen(inner, source.tensors[theirs], shape, how)
         sources[name] = f"{label(source)}: {theirs}, {rule}"
     _check_nothing_left(source, blocks, set(tensors), where)
-    expansion = {**_described(old, new, blocks), **choices}
+    shapes = {"from": _described(old), "to": _described(new), "blocks": blocks}
+    expansion = {**shapes, "width_ratio": new.width / old.width, **choices}
     said = {"sources": json.dumps(sources), "expansion": json.dumps(expansion), **_width(old, new)}
-    return Made(tensors, {**_inherited(source), **facts_for(vit, tensors), **said})
+    kept = {**facts_of(source), "source": "expansion"}
+    return Made(tensors, {**kept, **facts_for(vit, tensors), **said})
 
 
 _CHOICES: dict[str, Any] = {
     "depth": Depth, "width": Width, "scale": Scale, "vectors": Vectors, "order": Order,
 }  # fmt: skip
+_SET_ALIKE = (
+    "Set what makes it (init_values, qk_norm, qkv_bias, ...) in model_kwargs as the trunk's model "
+    "has it."
+)
 
 
-def _checked_choices(
-    depth: str, width: str, scale: str | None, vectors: str | None, order: str
-) -> dict[str, str]:
-    """What the trunk file says was chosen."""
-    choices = {"depth": depth, "width": width, "order": order}
-    if width != "zero":
-        choices |= {"scale": scale or "fro", "vectors": vectors or "published"}
-    elif scale or vectors:
+def _check_choices(choices: dict[str, str], *, tiled: bool) -> None:
+    if choices["width"] == "zero" and tiled:
         raise ConfigError(
             "scale and vectors say how a width is tiled, and width is 'zero'. Leave them out."
         )
@@ -115,7 +111,6 @@ def _checked_choices(
             raise ConfigError(
                 f"{name} of an expansion is {choice!r}; allowed are {', '.join(allowed)}."
             )
-    return choices
 
 
 def _size_of_trunk(trunk: Trunk, where: str) -> _Size:
@@ -148,30 +143,32 @@ def _shapes(vit: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _check_sizes(old: _Size, new: _Size, where: str) -> None:
     size = old.width // old.heads
-    if new.width < old.width:
-        raise HandoffError(
-            f"{where}: its width is {old.width}, the model's {new.width}, and nothing is made "
-            f"narrower. Choose a model of width {old.width} or more, or a narrower core."
-        )
-    if new.width % size:
-        below = new.width // size * size
-        raise HandoffError(
-            f"{where}: its heads are of {size} features and are copied whole, but {size} does not "
-            f"divide the width {new.width}. Set embed_dim to {below} or {below + size} in "
-            "model_kwargs."
-        )
-    if new.width != size * new.heads:
-        raise HandoffError(
-            f"{where}: its heads are of {size} features and are copied whole, but the model cuts "
-            f"its width {new.width} into {new.heads} heads of {new.width // new.heads}. Set "
-            f"num_heads={new.width // size} in model_kwargs."
-        )
-    if old.hidden * new.width != new.hidden * old.width:
-        raise HandoffError(
-            f"{where}: its MLP has {old.hidden} units at width {old.width}, the model's "
-            f"{new.hidden} at {new.width}. Set mlp_ratio={old.hidden / old.width:g} in "
-            "model_kwargs."
-        )
+    below = new.width // size * size
+    whole = f"its heads are of {size} features and are copied whole, but"
+    for misfits, why in (
+        (
+            new.width < old.width,
+            f"its width is {old.width}, the model's {new.width}, and nothing is made narrower. "
+            f"Choose a model of width {old.width} or more, or a narrower core.",
+        ),
+        (
+            new.width % size,
+            f"{whole} {size} does not divide the width {new.width}. Set embed_dim to {below} or "
+            f"{below + size} in model_kwargs.",
+        ),
+        (
+            new.width != size * new.heads,
+            f"{whole} the model cuts its width {new.width} into {new.heads} heads of "
+            f"{new.width // new.heads}. Set num_heads={new.width // size} in model_kwargs.",
+        ),
+        (
+            old.hidden * new.width != new.hidden * old.width,
+            f"its MLP has {old.hidden} units at width {old.width}, the model's {new.hidden} at "
+            f"{new.width}. Set mlp_ratio={old.hidden / old.width:g} in model_kwargs.",
+        ),
+    ):
+        if misfits:
+            raise HandoffError(f"{where}: {why}")
 
 
 def _blocks_taken(old: int, new: int, by: Depth, where: str) -> list[int]:
@@ -195,17 +192,14 @@ def _blocks_taken(old: int, new: int, by: Depth, where: str) -> list[int]:
 
 def _source_of(name: str, trunk: Trunk, blocks: list[int], where: str) -> tuple[str, str]:
     """The trunk's name of a model's tensor, and its name inside the block."""
-    match = BLOCK.match(name)
-    theirs = inner = name
-    if match:
+    if match := BLOCK.match(name):
         inner = name[match.end() + 1 :]
-        theirs = f"blocks.{blocks[int(match[0].split('.')[1])]}.{inner}"
+        theirs = f"blocks.{blocks[_number(match[0])]}.{inner}"
     else:
-        theirs = named_as(trunk.tensors, [name]).get(name, name)
+        inner, theirs = name, named_as(trunk.tensors, [name]).get(name, name)
     if theirs not in trunk.tensors:
         raise HandoffError(
-            f"{where}: the model has {name!r}, and the trunk lacks {theirs!r}. Set what makes it "
-            "(init_values, qk_norm, qkv_bias, ...) in model_kwargs as the trunk's model has it."
+            f"{where}: the model has {name!r}, and the trunk lacks {theirs!r}. {_SET_ALIKE}"
         )
     return theirs, inner
 
@@ -214,45 +208,30 @@ def _check_nothing_left(trunk: Trunk, blocks: list[int], made: set[str], where: 
     """What the trunk has in a block that is taken must have a place."""
     for name in trunk.tensors:
         match = BLOCK.match(name)
-        if not match:
+        if not match or _number(match[0]) not in blocks:
             continue
-        number = int(match[0].split(".")[1])
-        home = f"blocks.{blocks.index(number)}{name[match.end() :]}" if number in blocks else None
-        if home and home not in made:
+        if f"blocks.{blocks.index(_number(match[0]))}{name[match.end() :]}" not in made:
             raise HandoffError(
-                f"{where}: the trunk's {name!r} has no place in the model. Set what makes it "
-                "(init_values, qk_norm, qkv_bias, ...) in model_kwargs as the trunk's model has it."
+                f"{where}: the trunk's {name!r} has no place in the model. {_SET_ALIKE}"
             )
 
 
-def _inherited(core: Trunk) -> dict[str, str]:
-    kept = ("grid", "n_tokens", "norm_eps")  # of the sequences of its warm-up
-    return {
-        **{key: core.metadata[key] for key in kept if key in core.metadata},
-        **inherit(core),
-        "source": "expansion",
-        "made_from": label(core),
-        "made_from_sha256": core.sha256,
-    }
+def _number(block: str) -> int:
+    return int(block.split(".")[1])
 
 
-def _described(old: _Size, new: _Size, blocks: list[int]) -> dict[str, Any]:
-    return {
-        "from": {"depth": old.depth, "width": old.width, "num_heads": old.heads},
-        "to": {"depth": new.depth, "width": new.width, "num_heads": new.heads},
-        "blocks": blocks,
-        "width_ratio": new.width / old.width,
-    }
+def _described(size: _Size) -> dict[str, int]:
+    return {"depth": size.depth, "width": size.width, "num_heads": size.heads}
 
 
 def _width(old: _Size, new: _Size) -> dict[str, str]:
     """The width, and of one that is no multiple what every audit of the trunk has to say."""
-    if new.width % old.width == 0:
-        return {"width": str(new.width)}
-    whole, rest = divmod(new.heads, old.heads)
-    return {
-        "width": str(new.width),
-        "note": f"the width grew {new.width / old.width:.4g} times ({old.width} to {new.width}), "
-        f"no whole number: {rest} of the {old.heads} heads are there {whole + 1} times, the others "
-        f"{whole}",
-    }
+    width = {"width": str(new.width)}
+    if new.width % old.width:
+        whole, rest = divmod(new.heads, old.heads)
+        width["note"] = (
+            f"the width grew {new.width / old.width:.4g} times ({old.width} to {new.width}), no "
+            f"whole number: {rest} of the {old.heads} heads are there {whole + 1} times, the "
+            f"others {whole}"
+        )
+    return width

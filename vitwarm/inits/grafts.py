@@ -32,7 +32,6 @@ def graft(
     owner), `norm_pre` and tables shared by all blocks whoever owns the first attention.
 
     Args:
-        a, b: the two trunks.
         attention_of: whose attention is taken, with its norm and layer scale; the MLPs are the
             other's.
         first_blocks: take that many first blocks of A and the rest of B.
@@ -45,9 +44,8 @@ def graft(
     left, right = read(a), read(b)
     prefixes = block_prefixes([*left.tensors, *right.tensors])
     _check_choice(attention_of, first_blocks, len(prefixes))
-    if first_blocks is not None:
-        _check_whole(left, len(prefixes))
-        _check_whole(right, len(prefixes))
+    for side in (left, right) if first_blocks is not None else ():
+        _check_whole(side, len(prefixes))
     _check_alike(left, right)
     trunks = {"A": left, "B": right}
     owners: dict[str, Side] = {}
@@ -62,7 +60,9 @@ def graft(
         follows_mlp = place.component == "mlp" or is_end
         owners[name] = "A" if (attention_of == "A") != follows_mlp else "B"
     lacking = [n for n, side in owners.items() if n not in trunks[side].tensors]
-    _check_complete({name: trunks[owners[name]] for name in lacking})
+    for name in lacking:
+        if not trunks[owners[name]].is_partial:
+            raise HandoffError(f"trunk {label(trunks[owners[name]])} lacks {name!r}. Use another.")
     tensors = {n: trunks[s].tensors[n] for n, s in owners.items() if n not in lacking}
     kept = ("model", "model_args", "depth", "num_heads", "grid", "n_tokens", "norm_eps")
     facts = {key: left.metadata[key] for key in kept if key in left.metadata}
@@ -102,29 +102,21 @@ def _check_whole(side: Trunk, n_blocks: int) -> None:
 
 
 def _check_alike(left: Trunk, right: Trunk) -> None:
-    for key in ("depth", "num_heads"):
-        ours, theirs = left.metadata.get(key), right.metadata.get(key)
-        if ours and theirs and ours != theirs:
+    compared: list[tuple[str, Any, Any]] = [
+        (key, left.metadata[key], right.metadata[key])
+        for key in ("depth", "num_heads")
+        if left.metadata.get(key) and right.metadata.get(key)
+    ]
+    for name in left.tensors:
+        if name in right.tensors:
+            ours, theirs = (tuple(side.tensors[name].shape) for side in (left, right))
+            compared.append((repr(name), ours, theirs))
+    for what, ours, theirs in compared:
+        if ours != theirs:
             raise HandoffError(
-                f"trunks {label(left)} and {label(right)} cannot be grafted: {key} is {ours} in "
+                f"trunks {label(left)} and {label(right)} cannot be grafted: {what} is {ours} in "
                 f"one and {theirs} in the other. Use trunks of one model."
             )
-    for name in left.tensors:
-        if name not in right.tensors:
-            continue
-        ours_shape, theirs_shape = left.tensors[name].shape, right.tensors[name].shape
-        if ours_shape != theirs_shape:
-            raise HandoffError(
-                f"trunks {label(left)} and {label(right)} cannot be grafted: {name!r} is "
-                f"{tuple(ours_shape)} in one and {tuple(theirs_shape)} in the other. "
-                "Use trunks of one model."
-            )
-
-
-def _check_complete(lacking: dict[str, Trunk]) -> None:
-    for name, trunk in lacking.items():
-        if not trunk.is_partial:
-            raise HandoffError(f"trunk {label(trunk)} lacks {name!r}. Use another.")
 
 
 def _check_same(left: Trunk, right: Trunk, name: str) -> None:

@@ -52,7 +52,7 @@ def facts_of(source: Trunk) -> dict[str, str]:
     return {**facts, **inherit(source), **made_from}
 
 
-#: Verdicts of `verdict.judge`.
+#: Verdicts of `warmup.learned.judge`.
 _BEST_LAST = ("not learned", "saturated early", "learned")
 _REACHED = ("verdict", "hidden_accuracy_percent", "chance_percent", "order_blind_percent")
 

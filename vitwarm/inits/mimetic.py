@@ -49,17 +49,22 @@ def mimetic(
         raise ConfigError(f"init_params.entries is {entries!r}; allowed are uniform, normal.")
     shapes = build_shapes(model, **model_kwargs)
     tensors: dict[str, Tensor] = {}
-    for index, attention in enumerate(_attentions(shapes)):
-        d, heads = attention.width, attention.n_heads
+    for index, (name, part, layers) in enumerate(_attentions(shapes)):
+        d, heads = int(part.proj.weight.shape[0]), int(part.num_heads)
         pairs = []
         for head in range(heads):
             z = _z(d, entries, seed, index, f"qk {head}")
             pairs.append(query_key(alpha_qk * z + beta_qk * np.eye(d), d // heads))
-        query = np.concatenate([pair[0] for pair in pairs])
-        key = np.concatenate([pair[1] for pair in pairs])
+        query, key = (np.concatenate(rows) for rows in zip(*pairs, strict=True))
         z = _z(d, entries, seed, index, "vo")
         value, projection = value_projection(alpha_vo * z - beta_vo * np.eye(d))
-        tensors |= attention.named(query, key, value, projection, with_biases=zero_biases)
+        made, rows = {"proj.weight": projection}, [query, key, value]
+        for layer, n in layers.items():
+            made[f"{layer}.weight"], rows = np.concatenate(rows[:n]), rows[n:]
+        for bias, tensor in part.named_parameters() if zero_biases else ():
+            if bias in {*(f"{layer}.bias" for layer in (*layers, "proj")), "q_bias", "v_bias"}:
+                made[bias] = np.zeros(tuple(tensor.shape))
+        tensors |= {f"{name}.{n}": torch.from_numpy(w.astype(np.float32)) for n, w in made.items()}
     return Made(tensors, facts_for(shapes, tensors))
 
 
@@ -70,17 +75,8 @@ def mimetic_04(
 
     Source: zlshinnick/weight-selection, `mimetic`; positions are left as timm's.
     """
-    return mimetic(
-        model=model,
-        model_kwargs=model_kwargs,
-        seed=seed,
-        alpha_qk=0.4,
-        beta_qk=0.4,
-        alpha_vo=0.4,
-        beta_vo=0.4,
-        entries=entries,
-        zero_biases=True,
-    )
+    same: Any = {"model": model, "model_kwargs": model_kwargs, "seed": seed, "entries": entries}
+    return mimetic(alpha_qk=0.4, beta_qk=0.4, alpha_vo=0.4, beta_vo=0.4, zero_biases=True, **same)
 
 
 def query_key(target: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,66 +93,30 @@ def value_projection(target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return u * root, root[:, None] * vt
 
 
-class _Attention:
-    """The names and sizes of one block's attention weights."""
-
-    def __init__(self, name: str, part: Any, model: nn.Module) -> None:
-        self.name = name
-        self.part = part
-        self.n_heads = int(part.num_heads)
-        self.width = int(part.proj.weight.shape[0])
-        fused = [("qkv", 3)]
-        split = [("q_proj", 1), ("k_proj", 1), ("v_proj", 1)]
-        half = [("qk", 2), ("v", 1)]
-        layouts = [
-            layout
-            for layout in (fused, split, half)
-            if all(getattr(part, layer, None) is not None for layer, _ in layout)
-        ]
-        d = self.width
-        square = layouts and all(
-            tuple(getattr(part, layer).weight.shape) == (n * d, d) for layer, n in layouts[0]
-        )
-        if not square or tuple(part.proj.weight.shape) != (d, d) or d % self.n_heads:
-            raise ModelError(
-                f"model {name_of(model)!r} has no square query, key, value and projection in "
-                f"{name!r}, so mimetic initialisation is not defined for it. Choose another model."
-            )
-        self.layout = layouts[0]
-
-    def named(
-        self,
-        query: np.ndarray,
-        key: np.ndarray,
-        value: np.ndarray,
-        projection: np.ndarray,
-        *,
-        with_biases: bool,
-    ) -> dict[str, Tensor]:
-        rows = [query, key, value]
-        tensors = {f"{self.name}.proj.weight": projection}
-        for layer, n in self.layout:
-            tensors[f"{self.name}.{layer}.weight"] = np.concatenate(rows[:n])
-            rows = rows[n:]
-        made = {name: torch.from_numpy(a.astype(np.float32)) for name, a in tensors.items()}
-        if with_biases:
-            layers = [layer for layer, _ in self.layout]
-            for name, bias in self.part.named_parameters():
-                of_layer = name.removesuffix(".bias") in (*layers, "proj")
-                if (of_layer and name.endswith(".bias")) or name in ("q_bias", "v_bias"):
-                    made[f"{self.name}.{name}"] = torch.zeros(tuple(bias.shape))
-        return made
+#: Layers of an attention, and how many of query, key and value the rows of each hold.
+_LAYOUTS = ({"qkv": 3}, {"q_proj": 1, "k_proj": 1, "v_proj": 1}, {"qk": 2, "v": 1})
 
 
-def _attentions(model: nn.Module) -> Iterator[_Attention]:
+def _attentions(model: nn.Module) -> Iterator[tuple[str, Any, dict[str, int]]]:
+    """Yields each block's attention, with its name and its layers."""
+    undefined = "so mimetic initialisation is not defined for it. Choose another model."
     for name, block in blocks_of(model).items():
-        part = getattr(block, "attn", None)
+        part: Any = getattr(block, "attn", None)
         if part is None or not hasattr(part, "num_heads") or not hasattr(part, "proj"):
             raise ModelError(
                 f"model {name_of(model)!r} has no plain attention in {name!r} (parallel or other "
-                "blocks), so mimetic initialisation is not defined for it. Choose another model."
+                f"blocks), {undefined}"
             )
-        yield _Attention(f"{name}.attn", part, model)
+        d = int(part.proj.weight.shape[0])
+        has = [all(getattr(part, layer, None) for layer in layout) for layout in _LAYOUTS]
+        layers = {"proj": 1} | (_LAYOUTS[has.index(True)] if any(has) else {})
+        square = all(getattr(part, n).weight.shape == (k * d, d) for n, k in layers.items())
+        if not any(has) or not square or d % part.num_heads:
+            raise ModelError(
+                f"model {name_of(model)!r} has no square query, key, value and projection in "
+                f"'{name}.attn', {undefined}"
+            )
+        yield f"{name}.attn", part, _LAYOUTS[has.index(True)]
 
 
 def _z(d: int, entries: Entries, seed: int, block: int, what: str) -> np.ndarray:

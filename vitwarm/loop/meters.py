@@ -1,53 +1,49 @@
 """What a running training shows: meters read every N steps, a bar, and the wait for data.
 
 Lightning's bars and meters call `.item()` on every batch; these synchronise with the device only
-where a line is logged. `module` and `pl_module` are a `SteppedModule`.
+where a line is logged.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from tqdm.auto import tqdm
 
 from vitwarm.informing import in_notebook, informs, shows_bars
-from vitwarm.loop.callback import StepCallback
+from vitwarm.loop.module import StepCallback
 from vitwarm.records import RunFolder
 from vitwarm.units import format_seconds
 
+#: Seconds after which a run's length is estimated.
+ESTIMATE_SECONDS = 10.0
 
+#: An estimate above this on a CPU names the quickstart.
+LONG_SECONDS = 2 * 3600.0
+
+
+@dataclass(eq=False)
 class Metrics(StepCallback):
     """Reads the module's meters every N steps (the only host sync), logs them, drives the bar."""
 
-    def __init__(
-        self,
-        run: RunFolder | None,
-        waits: WaitMeter,
-        *,
-        every_steps: int,
-        progress: bool,
-        label: str,
-        samples_per_step: int,
-        unit: str,
-    ) -> None:
-        self.run = run
-        self.waits = waits
-        self.every_steps = every_steps
-        self.samples_per_step = samples_per_step
-        self.unit = unit
-        self.label = label
-        self.progress = progress
+    run: RunFolder
+    waits: WaitMeter
+    _: KW_ONLY
+    every_steps: int
+    progress: bool
+    label: str
+    samples_per_step: int
+    unit: str
+
+    def __post_init__(self) -> None:
         self.bar: Progress | None = None
-        self.started = self.marked = time.perf_counter()
-        self.marked_step = 0
-        self.first_values: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.marked = self.started = time.perf_counter()
-        self.marked_step = pl_module.steps_done
+        self.marked, self.marked_step = time.perf_counter(), pl_module.steps_done
         self.waits.take()
         if self.progress and trainer.is_global_zero:
             self.bar = Progress(self.label, total=pl_module.n_steps, done=pl_module.steps_done)
@@ -57,18 +53,15 @@ class Metrics(StepCallback):
         values: dict[str, float] = {}
         if step % self.every_steps == 0 or step == module.n_steps:
             values = self._interval(module, step)
-            if self.run is not None and trainer.is_global_zero:
+            if trainer.is_global_zero:
                 self.run.append_metrics(kind="train", step=step, **values)
         if self.bar:
             self.bar.advance(step, values)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close()
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        self._close()
+    def on_end(self) -> None:
+        if self.bar:
+            self.bar.close()
+            self.bar = None
 
     def _interval(self, module: Any, step: int) -> dict[str, float]:
         module.check_finite()
@@ -83,10 +76,28 @@ class Metrics(StepCallback):
         self.marked, self.marked_step = now, step
         return values
 
-    def _close(self) -> None:
-        if self.bar:
-            self.bar.close()
-            self.bar = None
+
+class Estimate(StepCallback):
+    """Says once, after ten seconds, how long the run will take on this machine."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.began: tuple[int, float] | None = None
+        self.said = False
+
+    def on_step_end(self, trainer: Trainer, module: Any) -> None:
+        step, now = module.steps_done, time.monotonic()
+        first, at = self.began = self.began or (step, now)  # it holds compilation and warm caches
+        if not self.said and now - at >= ESTIMATE_SECONDS:
+            self.said = True
+            rate = (step - first) / (now - at)
+            left = (module.n_steps - step) / rate
+            self.say(f"estimate  {format_seconds(left)} to the end ({rate:.2f} steps/s)")
+            if left > LONG_SECONDS and module.device.type == "cpu":
+                self.say(
+                    "          This is a long run for a CPU. It can be stopped and resumed at any "
+                    "time;\n          python scripts/quickstart.py shows every stage in minutes."
+                )
 
 
 class WaitMeter:
@@ -124,11 +135,8 @@ class Progress:
     QUIET_SECONDS = 30.0
 
     def __init__(self, label: str, *, total: int, done: int = 0) -> None:
-        self.label = label
-        self.total = total
-        self.first = done
-        self.began = time.monotonic()
-        self.spoke = self.began
+        self.label, self.total, self.first = label, total, done
+        self.began = self.spoke = time.monotonic()
         self.text = ""
         self.bar: Any = self._open_bar() if shows_bars() else None
 

@@ -8,22 +8,35 @@ accumulation.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vitwarm.errors import TrainingFailed
 from vitwarm.hardware import Numbers
-from vitwarm.loop.plan import Cut, Schedule
-from vitwarm.loop.saving import Checkpoint
+from vitwarm.loop.plan import Cut, Schedule, Updates
 from vitwarm.seeding import seed_of
 from vitwarm.world import World, check_world
 
 #: Optimisers of torch that have a fused implementation.
 _FUSED = {"adam", "adamw", "sgd", "momentum", "nesterov", "adagrad"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after `step` optimiser steps."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+    """`model`, `optimizer`, and what the stage added."""
+    facts: dict[str, Any]
+    """Plain values: choices made by measuring, counters, seconds spent so far."""
 
 
 class SteppedModule(LightningModule):
@@ -33,26 +46,13 @@ class SteppedModule(LightningModule):
     holds beyond model, optimiser, and time.
     """
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        cut: Cut,
-        world: World,
-        *,
-        opt: str,
-        weight_decay: float,
-        clip_grad: float | None,
-        seed: int,
-    ) -> None:
+    def __init__(self, schedule: Schedule, cut: Cut, world: World, updates: Updates) -> None:
         super().__init__()
         self.schedule = schedule
         self.n_steps = schedule.n_steps
         self.accumulate = cut.accumulate
         self.world = world
-        self.opt = opt
-        self.weight_decay = weight_decay
-        self.clip_grad = clip_grad
-        self.seed = seed
+        self.updates = updates
         self.compiled = False
         self.numbers: Numbers | None = None
         self.seconds_before = 0.0
@@ -96,7 +96,7 @@ class SteppedModule(LightningModule):
     @property
     def fused(self) -> dict[str, Any]:
         """The argument that asks the optimiser for torch's fused kernel, where it has one."""
-        return {"fused": True} if self.opt in _FUSED else {}
+        return {"fused": True} if self.updates.opt in _FUSED else {}
 
     @property
     def seconds(self) -> float:
@@ -113,13 +113,12 @@ class SteppedModule(LightningModule):
         """Whether this micro-batch was the last of its optimiser step."""
         return (batch_idx + 1) % self.accumulate == 0
 
-    def restore(self, checkpoint: Checkpoint | None) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
         """Takes over a checkpoint's weights now and its optimiser state when there is one."""
-        if checkpoint is not None:
-            self.start_step = checkpoint.step
-            self.seconds_before = float(checkpoint.facts["seconds"])
-            self.load_state_dict(checkpoint.state["model"])
-            self._restored = checkpoint.state["optimizer"]
+        self.start_step = checkpoint.step
+        self.seconds_before = float(checkpoint.facts["seconds"])
+        self.load_state_dict(checkpoint.state["model"])
+        self._restored = checkpoint.state["optimizer"]
 
     # -- Lightning ---------------------------------------------------------------------------
 
@@ -149,7 +148,7 @@ class SteppedModule(LightningModule):
         if self._draws:
             # Drop path and dropout: the same masks after a resume as without it.
             part = batch_idx % self.accumulate
-            torch.manual_seed(seed_of(self.seed, "step", step, part, self.world.rank))
+            torch.manual_seed(seed_of(self.updates.seed, "step", step, part, self.world.rank))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         self._watch(loss.detach())
@@ -163,9 +162,9 @@ class SteppedModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips by torch's own function: Lightning's refuses fused optimisers under bf16."""
-        if self.clip_grad is not None:
+        if self.updates.clip_grad is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, self.clip_grad, foreach=True)
+            nn.utils.clip_grad_norm_(parameters, self.updates.clip_grad, foreach=True)
 
     # -- finite losses, without a host sync per step -------------------------------------------
 
@@ -186,6 +185,32 @@ class SteppedModule(LightningModule):
                     f"({self.describe_batch(step)}). The last good checkpoint is kept; lower the "
                     "learning rate, clip gradients, or use precision=fp32."
                 )
+
+
+class StepCallback(Callback):
+    """A callback that acts after optimiser steps, not after micro-batches.
+
+    `module` and `pl_module` are a `SteppedModule`.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.at_step_end(batch_idx):
+            self.on_step_end(trainer, pl_module)
+
+    def on_step_end(self, trainer: Trainer, module: Any) -> None:
+        """Called when a `SteppedModule` has done an optimiser step."""
+        raise NotImplementedError(f"{type(self).__name__} must say what it does after a step")
+
+    def on_end(self) -> None:
+        """Called when the training ends, however it does."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.on_end()
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        self.on_end()
 
 
 def _draws_random_numbers(module: nn.Module) -> bool:

@@ -4,8 +4,6 @@ Lightning's checkpoint holds its loops' progress in micro-batches of one world s
 not go on with another number of processes. Ours holds weights, optimiser and the number of steps
 done; everything else (order, augmentation, learning rate) is a function of the step. On SIGTERM
 Lightning exits 0, and broadcasts a flag, with a host sync, on every batch.
-
-`module` and `pl_module` are a `SteppedModule` throughout.
 """
 
 from __future__ import annotations
@@ -16,17 +14,16 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from vitwarm.errors import RunError, Stopped
 from vitwarm.files import replacing
 from vitwarm.interrupts import Interrupts
-from vitwarm.loop.callback import StepCallback
+from vitwarm.loop.module import Checkpoint, StepCallback
 from vitwarm.records import RunFolder
 
 log = logging.getLogger("vitwarm")
@@ -39,18 +36,6 @@ AGREE_EVERY_STEPS = 16
 #: The first checkpoint of a start comes no later, whatever the interval: a job that is requeued
 #: again and again must come further.
 FIRST_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The state of a run after `step` optimiser steps."""
-
-    path: Path
-    step: int
-    state: dict[str, Any]
-    """`model`, `optimizer`, and what the stage added."""
-    facts: dict[str, Any]
-    """Plain values: choices made by measuring, counters, seconds spent so far."""
 
 
 def load_checkpoint(run: RunFolder, digest: str) -> Checkpoint | None:
@@ -76,24 +61,24 @@ def load_checkpoint(run: RunFolder, digest: str) -> Checkpoint | None:
     return None
 
 
+@dataclass(eq=False)
 class TimedCheckpoint(StepCallback):
-    """Saves by the clock, atomically, and keeps the last two.
+    """Saves every so many minutes and once within the first two, atomically; keeps the last two."""
 
-    Every `minutes`, and once within the first two.
-    """
+    run: RunFolder
+    digest: str
+    _: KW_ONLY
+    minutes: float
+    last = -math.inf
+    saved_step = -1
 
-    def __init__(self, run: RunFolder, digest: str, *, minutes: float) -> None:
-        self.run = run
-        self.digest = digest
-        self.seconds = minutes * 60
-        self.last = time.monotonic()
-        self.saved_step = -1
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.last = time.monotonic()
 
     def on_step_end(self, trainer: Trainer, module: Any) -> None:
-        wait = self.seconds if self.saved_step >= 0 else min(self.seconds, FIRST_SECONDS)
+        wait = 60 * self.minutes
+        if self.saved_step < 0:
+            wait = min(wait, FIRST_SECONDS)
         if trainer.is_global_zero and time.monotonic() - self.last > wait:
             self.save(module)
 
@@ -124,6 +109,7 @@ class TimedCheckpoint(StepCallback):
             old.unlink(missing_ok=True)
 
 
+@dataclass(eq=False)
 class StopRequest(StepCallback):
     """Leaves on Ctrl-C, SIGTERM, SIGUSR1 or a time limit: saves, says how to go on.
 
@@ -132,37 +118,27 @@ class StopRequest(StepCallback):
     `check`.
     """
 
-    def __init__(
-        self,
-        checkpoint: TimedCheckpoint,
-        *,
-        time_limit_minutes: float | None,
-        on_stop: Callable[[Any], None] | None = None,
-    ) -> None:
-        self.checkpoint = checkpoint
-        self.deadline = math.inf
-        if time_limit_minutes is not None:
-            self.deadline = time.monotonic() + time_limit_minutes * 60
-        self.on_stop = on_stop
+    checkpoint: TimedCheckpoint
+    _: KW_ONLY
+    time_limit_minutes: float | None
+    on_stop: Callable[[Any], None] | None = None
+
+    def __post_init__(self) -> None:
         self.look_at_step = 0
         self.looked_at: tuple[int, float] | None = None
-        signums = [
-            getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)
-        ]
+        limit = self.time_limit_minutes
+        self.deadline = math.inf if limit is None else time.monotonic() + 60 * limit
+        names = ("SIGINT", "SIGTERM", "SIGUSR1")
         self.interrupts = Interrupts(
-            signums, answer="{signal}: saving after this step; send it again to leave now."
+            [getattr(signal, name) for name in names if hasattr(signal, name)],
+            answer="{signal}: saving after this step; send it again to leave now.",
         )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         # Here and not earlier: Lightning installs its own handlers after on_fit_start.
         self.interrupts.__enter__()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.interrupts.__exit__()
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_end(self) -> None:
         self.interrupts.__exit__()
 
     def on_step_end(self, trainer: Trainer, module: Any) -> None:

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -26,14 +27,14 @@ from vitwarm.errors import Stopped, TrainingFailed, VitwarmError
 from vitwarm.hardware import Numbers, choose_device
 from vitwarm.informing import informs
 from vitwarm.interrupts import last_words
-from vitwarm.loop.meters import WaitMeter
-from vitwarm.loop.module import SteppedModule
+from vitwarm.loop.meters import Metrics, WaitMeter
+from vitwarm.loop.module import Checkpoint, SteppedModule
 from vitwarm.loop.plan import Plan
-from vitwarm.loop.saving import Checkpoint, load_checkpoint
+from vitwarm.loop.saving import StopRequest, TimedCheckpoint, load_checkpoint
 from vitwarm.records import Record, RunFolder, code_version, open_run, read_json
 from vitwarm.trunk import blocks_of
 from vitwarm.units import format_seconds
-from vitwarm.world import World, choose_strategy, read_number
+from vitwarm.world import choose_strategy, read_number
 
 #: Up to this length unfused attention is the faster one on a CPU in bf16.
 _UNFUSED_TOKENS = 512
@@ -48,7 +49,7 @@ _GONE = re.compile(
     re.IGNORECASE,
 )
 
-#: Says something to the user.
+#: Says something to the user: on rank zero, and unless told to be quiet.
 Say = Callable[[str], None]
 
 APlan = TypeVar("APlan", bound=Plan)
@@ -59,12 +60,17 @@ def run_once(plan: Plan, work: Callable[[RunFolder, Say], Record], *, fresh: boo
 
     Args:
         work: does it and returns the record; a failure of it is written into the folder.
-        fresh: throw away what an earlier execution left, and start anew.
+        fresh: throw away what an earlier execution left.
     Raises: VitwarmError: from `open_run` and `work`.
     """
     config, writer = plan.config, plan.world.is_zero
-    say = make_speaker(config.run, plan.world)
     root = config.run.root
+
+    @informs
+    def say(text: str) -> None:
+        if writer and config.run.progress:
+            tqdm.write(text)  # above a bar
+
     with (
         last_words(),
         open_run(root, config.name, config, plan.digest, fresh=fresh, writer=writer) as run,
@@ -146,17 +152,6 @@ def memory_in_words(plan: Plan) -> Iterator[None]:
         ) from error
 
 
-def make_speaker(run: RunConfig, world: World) -> Say:
-    """Returns what prints for the user: on rank zero, above a bar, and unless told to be quiet."""
-
-    @informs
-    def say(text: str) -> None:
-        if world.is_zero and run.progress:
-            tqdm.write(text)
-
-    return say
-
-
 def find_checkpoint(plan: APlan, run: RunFolder) -> tuple[APlan, Checkpoint | None]:
     """Returns a run's newest checkpoint, and the plan in the precision that it was begun in."""
     checkpoint = load_checkpoint(run, plan.digest)
@@ -173,11 +168,10 @@ def take_up(
 
     What the first start chose is kept on resume: compiled kernels round differently.
     """
-    module.numbers = plan.numbers
-    module.restore(checkpoint)
-    wanted = plan.stage.compile
+    module.numbers, wanted = plan.numbers, plan.stage.compile
     module.compiled = wanted == "on" or (wanted == "auto" and _pays(plan.device))
     if checkpoint is not None:
+        module.restore(checkpoint)
         module.compiled = bool(checkpoint.facts["compiled"])
         say(f"resuming after step {checkpoint.step:,} of {module.n_steps:,} ({checkpoint.path})")
     if module.compiled:
@@ -189,10 +183,55 @@ def _pays(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+@dataclass(eq=False)
+class Fit:
+    """One training by Lightning, with what every stage shows, saves and listens for."""
+
+    plan: Plan
+    folder: RunFolder
+    waits: WaitMeter
+    _: KW_ONLY
+    label: str
+    """What the bar calls the run."""
+    unit: str
+    """What the bar calls its samples."""
+    every_steps: int | None = None
+    """Between two lines of the log; None: as the config says."""
+    on_stop: Callable[[SteppedModule], None] | None = None
+    """Called when the run is asked to stop, after everything is saved."""
+
+    def __post_init__(self) -> None:
+        plan, config = self.plan, self.plan.config.run
+        minutes, limit = plan.stage.checkpoint_minutes, config.time_limit_minutes
+        self.saver = TimedCheckpoint(self.folder, plan.digest, minutes=minutes)
+        self.stop = StopRequest(self.saver, time_limit_minutes=limit, on_stop=self.on_stop)
+        self.metrics = Metrics(
+            self.folder,
+            self.waits,
+            every_steps=self.every_steps or config.log_every_steps,
+            progress=config.progress,
+            label=self.label,
+            samples_per_step=plan.cut.batch_size,
+            unit=self.unit,
+        )
+
+    def run(self, module: SteppedModule, loader: Any, callbacks: Sequence[Callback]) -> None:
+        """Does the steps that are left. Raises: TrainingFailed: a loss that is no finite number."""
+        plan = self.plan
+        trainer = make_trainer(
+            plan.config.run,
+            numbers=plan.numbers,
+            accumulate=plan.cut.accumulate,
+            callbacks=[self.metrics, *callbacks, self.saver, self.stop],
+        )
+        trainer.fit(module, loader)
+        module.check_finite()
+
+
 def facts_of_run(plan: Plan, module: SteppedModule, waits: WaitMeter) -> dict[str, Any]:
     """Returns the fields of a finished run's record that every stage has."""
     waits.take()
-    spent = module.seconds - module.seconds_before
+    spent = max(module.seconds - module.seconds_before, 1e-9)
     return {
         "name": plan.config.name,
         "seed": plan.config.seed,
@@ -201,7 +240,7 @@ def facts_of_run(plan: Plan, module: SteppedModule, waits: WaitMeter) -> dict[st
         "model": plan.stage.model,
         "steps": module.steps_done,
         "wall_seconds": module.seconds,
-        "data_wait_percent": 100 * waits.total / max(spent, 1e-9),
+        "data_wait_percent": 100 * waits.total / spent,
     }
 
 
@@ -237,11 +276,10 @@ def show(plan: Plan, facts: str, *, step_seconds: float, without: str) -> str:
 
 
 def choose_attention(model: nn.Module, *, device: torch.device, bf16: bool, n_tokens: int) -> None:
-    """Takes timm's own unfused attention where the fused kernel is the slower one.
+    """Takes timm's own unfused attention where the fused kernel is slower: bf16 on a CPU, no AMX.
 
-    That is in bf16 on a CPU without AMX: there torch 2.15's fused kernel, forward and backward,
-    needs 2 to 6 times as long at 65 to 197 tokens and as long at 1,370, where the scores would also
-    fill the memory (measured on an AMD Zen 4). Unfused scores are rounded to bf16.
+    There torch 2.15's fused one, both ways, takes 2 to 6 times as long at 65 to 197 tokens, as long
+    at 1,370, where the scores would also fill the memory (AMD Zen 4). Unfused scores are bf16.
     """
     amx = torch.cpu._is_amx_tile_supported()
     if device.type != "cpu" or not bf16 or amx or n_tokens > _UNFUSED_TOKENS:

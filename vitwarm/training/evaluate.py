@@ -3,58 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from vitwarm.augment import normalise
+from vitwarm.augment import normalise, scaling
 from vitwarm.errors import TrainingFailed
-from vitwarm.loop import Say, StepCallback, StopRequest
+from vitwarm.loop.module import StepCallback
+from vitwarm.loop.saving import StopRequest
+from vitwarm.loop.start import Say
 from vitwarm.records import RunFolder
-from vitwarm.training.losses import evaluation_sums
-from vitwarm.training.module import UNREADABLE_SHARE, ImageModule
+from vitwarm.training.module import ImageModule, check_decoded
 
 #: Batches between two looks at the stop flag inside an evaluation.
 CHECK_EVERY_BATCHES = 20
 
 
+@dataclass(frozen=True, eq=False)
 class Validation:
     """The validation images as the model sees them, this process's share of them."""
 
-    def __init__(
-        self,
-        batches: Callable[[], Iterable[tuple[Tensor, Tensor, int]]],
-        *,
-        n_images: int,
-        n_common: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-    ) -> None:
-        """Remembers how to get at the images.
-
-        Args:
-            batches: gives uint8 images [b, 3, H, W], int64 labels, and how many of these images
-                did not decode and were replaced, anew at each call; no image twice, and all of
-                them over all processes.
-            n_images: of the whole set.
-            n_common: batches that every process has at least.
-            mean, std: per channel, in [0, 1]; one each makes the images grey.
-        """
-        self.batches = batches
-        self.n_images = n_images
-        self.n_common = n_common
-        self.scale = torch.tensor([1 / (255 * s) for s in std])
-        self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor, int]]]
+    """Gives uint8 images [b, 3, H, W], int64 labels, and how many of these images did not decode
+    and were replaced, anew at each call; no image twice, and all of them over all processes."""
+    _: KW_ONLY
+    n_images: int
+    """Of the whole set."""
+    n_common: int
+    """Batches that every process has at least."""
+    mean: Sequence[float]
+    """Per channel, in [0, 1]; one mean and one deviation make the images grey."""
+    std: Sequence[float]
 
     def on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Yields normalised images and labels on a device, and how many were replaced."""
-        scale, shift = self.scale.to(device), self.shift.to(device)
+        scale, shift = scaling(self.mean, self.std).to(device)
         for images, labels, n_unreadable in self.batches():
             there = normalise(images.to(device, non_blocking=True), scale, shift)
             yield there, labels.to(device, non_blocking=True), n_unreadable
+
+
+def evaluation_sums(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Returns [loss, top-1 hits, top-5 hits, images], summed; float64.
+
+    A label among five classes or fewer is always a top-5 hit.
+    """
+    logits_BC = logits_BC.float()
+    loss = F.cross_entropy(logits_BC, labels_B, reduction="sum")
+    best = logits_BC.topk(min(5, logits_BC.shape[1]), dim=1).indices
+    hits = best == labels_B[:, None]
+    images = torch.full((), len(labels_B), dtype=torch.float64, device=logits_BC.device)
+    return torch.stack([loss.double(), hits[:, 0].sum().double(), hits.sum().double(), images])
 
 
 @torch.no_grad()
@@ -103,12 +106,7 @@ def evaluate(
             "Run `vitwarm shards check` on it; where it is streamed, fix the number in its "
             "_info.json or after |."
         )
-    if n_bad > UNREADABLE_SHARE * found:
-        raise TrainingFailed(
-            f"{n_bad:,} of {found:,} validation images ({n_bad / found:.2%}) did not decode; "
-            f"allowed is {UNREADABLE_SHARE:.1%}. `vitwarm shards check` lists them; fix or remove "
-            "them and run the same command again."
-        )
+    check_decoded(n_bad, found, "validation images")
     return [
         {
             "top1_percent": 100 * hits1 / found,
@@ -120,27 +118,8 @@ def evaluate(
     ]
 
 
-def evaluate_module(module: ImageModule, validation: Validation, **how: Any) -> dict[str, float]:
-    """Evaluates the weights and, where there is one, their moving average.
-
-    Returns: the figures of the average where it is kept, those of the raw weights under
-        `raw_top1_percent` …; else of the raw weights alone.
-    """
-    vits = [module.vit, *([module.ema_vit] if module.ema_vit is not None else [])]
-    raw, *ema = evaluate(vits, validation, **how)
-    if not ema:
-        return raw
-    of_images = ("unreadable_val_images",)
-    alone = {f"raw_{name}": value for name, value in raw.items() if name not in of_images}
-    return {**ema[0], **alone}
-
-
 def figures_of(found: dict[str, float], weights: Literal["raw", "ema"]) -> dict[str, float]:
-    """Returns what an evaluation found for one kind of weights, under the plain names.
-
-    Args:
-        found: as `evaluate_module` returns it.
-    """
+    """Returns what an `Evaluation` found for one kind of weights, under the plain names."""
     raw = {k.removeprefix("raw_"): v for k, v in found.items() if k.startswith("raw_")}
     plain = {name: value for name, value in found.items() if not name.startswith("raw_")}
     return {**plain, **(raw if weights == "raw" else {})}
@@ -158,9 +137,8 @@ class Evaluation(StepCallback):
     images_per_step: int
     say: Say
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         # A run that was stopped inside an evaluation makes up for it.
-        assert isinstance(pl_module, ImageModule)
         self._evaluate_if_due(trainer, pl_module)
 
     def on_step_end(self, trainer: Trainer, module: Any) -> None:
@@ -182,9 +160,17 @@ class Evaluation(StepCallback):
         )
 
     def evaluate(self, module: ImageModule, validation: Validation, **how: Any) -> None:
-        """Evaluates a module where it stands, and notes what was found; `how` as `evaluate`."""
+        """Evaluates a module where it stands, and notes what was found; `how` as `evaluate`.
+
+        That is the figures of the moving average where one is kept, with those of the raw weights
+        under `raw_top1_percent` …; else those of the raw weights.
+        """
         step = module.steps_done
-        found = evaluate_module(module, validation, device=module.device, bf16=self.bf16, **how)
+        vits = [module.vit, *([module.ema_vit] if module.ema_vit is not None else [])]
+        found, *ema = evaluate(vits, validation, device=module.device, bf16=self.bf16, **how)
+        if ema:
+            del found["unreadable_val_images"]  # of the images, not of the weights
+            found = {**ema[0], **{f"raw_{name}": value for name, value in found.items()}}
         module.evaluation = {"step": step, **found}
         if module.world.is_zero:
             seen = step * self.images_per_step

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -13,8 +15,8 @@ from torch.optim import Optimizer
 
 from vitwarm.augment import Targets
 from vitwarm.errors import TrainingFailed
-from vitwarm.loop import Checkpoint, Cut, Schedule, SteppedModule
-from vitwarm.training.losses import image_loss
+from vitwarm.loop.module import Checkpoint, SteppedModule
+from vitwarm.loop.plan import Cut, Schedule, Updates
 from vitwarm.trunk import trunk_names
 from vitwarm.world import World
 
@@ -32,6 +34,64 @@ class TrainBatch(NamedTuple):
     """Images among them that did not decode and were replaced."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageUpdates(Updates):
+    """What a step does to an image model: see TrainConfig for the numbers."""
+
+    opt_betas: Sequence[float] | None = None
+    momentum: float = 0.9
+    layer_decay: float | None = None
+    smoothing: float = 0.0
+    bce: bool = False
+    ema_decay: float | None = None
+    """Of the moving average; None: none is kept."""
+
+
+class LossParts(NamedTuple):
+    """What a micro-batch contributes."""
+
+    loss: Tensor
+    """Mean over the images, in nats per image (BCE: per image and class). A scalar."""
+
+
+def image_loss(
+    logits_BC: Tensor, targets: Targets, *, smoothing: float = 0.0, bce: bool = False
+) -> LossParts:
+    """Compares logits with (mixed) labels.
+
+    Args:
+        logits_BC: one row per image, any float dtype; the loss is computed in float32.
+        smoothing: share of the target that is spread evenly over all classes.
+        bce: a binary question per class; every label that shows in a mixed image counts fully.
+    Source: softmax: timm's SoftTargetCrossEntropy. BCE: DeiT-III (arXiv 2204.07118, Sec. 3.1 and
+        its code, which sets mixed targets above zero to one).
+    """
+    logits_BC = logits_BC.float()
+    if bce:
+        present = torch.zeros_like(logits_BC).scatter_(1, targets.labels[:, None], 1.0)
+        if targets.partners is not None and targets.shares is not None:
+            shown = (targets.shares < 1).to(present.dtype)[:, None]
+            partner = torch.zeros_like(logits_BC).scatter_(1, targets.partners[:, None], shown)
+            own = (targets.shares > 0).to(present.dtype)[:, None]
+            present = torch.maximum(present * own, partner)
+        present = present * (1 - smoothing) + smoothing / logits_BC.shape[1]
+        return LossParts(F.binary_cross_entropy_with_logits(logits_BC, present))
+    if targets.partners is None:
+        return LossParts(F.cross_entropy(logits_BC, targets.labels, label_smoothing=smoothing))
+    soft = targets.soft(logits_BC.shape[1], smoothing=smoothing)
+    return LossParts(F.cross_entropy(logits_BC, soft))
+
+
+def check_decoded(n_bad: int, n: int, what: str) -> None:
+    """Raises: TrainingFailed: more than 0.1 % of `n` images (`what`) did not decode."""
+    if n_bad > UNREADABLE_SHARE * n:
+        raise TrainingFailed(
+            f"{n_bad:,} of {n:,} {what} ({n_bad / n:.2%}) did not decode; allowed is "
+            f"{UNREADABLE_SHARE:.1%}. `vitwarm shards check` lists them; fix or remove them and "
+            "run the same command again."
+        )
+
+
 class ImageModule(SteppedModule):
     """A timm model with its optimiser, schedule and (optional) moving average of its weights."""
 
@@ -41,33 +101,18 @@ class ImageModule(SteppedModule):
         schedule: Schedule,
         cut: Cut,
         world: World,
+        updates: ImageUpdates | None = None,
         *,
-        opt: str = "adamw",
-        opt_betas: Sequence[float] | None = None,
-        momentum: float = 0.9,
-        weight_decay: float = 0.05,
-        layer_decay: float | None = None,
-        clip_grad: float | None = None,
-        smoothing: float = 0.0,
-        bce: bool = False,
-        ema_decay: float | None = None,
-        seed: int = 0,
         describe: Callable[[int], str] | None = None,
     ) -> None:
-        """Takes a model as it starts training; see TrainConfig for the numbers.
+        """Takes a model as it starts training.
 
         Args:
-            ema_decay: of the moving average; None: none is kept.
             describe: words that name the images of a step, for messages.
         """
-        super().__init__(
-            schedule, cut, world, opt=opt, weight_decay=weight_decay, clip_grad=clip_grad, seed=seed
-        )
+        self.how = updates or ImageUpdates()
+        super().__init__(schedule, cut, world, self.how)
         self.vit = vit
-        self.opt_betas, self.momentum = opt_betas, momentum
-        self.layer_decay = layer_decay
-        self.smoothing, self.bce = smoothing, bce
-        self.ema_decay = ema_decay
         self.evaluation: dict[str, float] = {}
         """The newest evaluation, with its `step`."""
         self.n_unreadable = 0
@@ -88,9 +133,8 @@ class ImageModule(SteppedModule):
         return logits
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        parts = image_loss(
-            self.vit(batch.images), batch.targets, smoothing=self.smoothing, bce=self.bce
-        )
+        logits, how = self.vit(batch.images), self.how
+        parts = image_loss(logits, batch.targets, smoothing=how.smoothing, bce=how.bce)
         loss = parts.loss.detach()
         self._loss = loss if self._loss is None else self._loss + loss
         self._n_losses += 1
@@ -110,24 +154,24 @@ class ImageModule(SteppedModule):
     # -- optimiser ---------------------------------------------------------------------------
 
     def make_optimizer(self) -> Optimizer:
-        extra = dict(self.fused)
-        if self.opt_betas is not None:
-            extra["betas"] = tuple(self.opt_betas)
+        how, extra = self.how, dict(self.fused)
+        if how.opt_betas is not None:
+            extra["betas"] = tuple(how.opt_betas)
         self.make_ema()
         return create_optimizer_v2(
             self.vit,
-            opt=self.opt,
+            opt=how.opt,
             lr=self.schedule.lr,
-            weight_decay=self.weight_decay,
-            momentum=self.momentum,
-            layer_decay=self.layer_decay,
+            weight_decay=how.weight_decay,
+            momentum=how.momentum,
+            layer_decay=how.layer_decay,
             **extra,
         )
 
     def make_ema(self) -> None:
         """Starts the moving average where the weights are now, or restores it."""
-        if self.ema_decay is not None:
-            self._ema = [ModelEmaV3(self.vit, decay=self.ema_decay, use_warmup=True)]
+        if self.how.ema_decay is not None:
+            self._ema = [ModelEmaV3(self.vit, decay=self.how.ema_decay, use_warmup=True)]
             if self._ema_state is not None:
                 self._ema[0].module.load_state_dict(self._ema_state)
                 self._ema_state = None
@@ -154,17 +198,8 @@ class ImageModule(SteppedModule):
         return {"loss": loss / count}
 
     def check_unreadable(self, images_seen: int) -> None:
-        """Refuses to go on with too many images that do not decode.
-
-        Raises: TrainingFailed: more than 0.1 % of the images seen so far.
-        """
-        if self.n_unreadable > UNREADABLE_SHARE * images_seen:
-            share = self.n_unreadable / images_seen
-            raise TrainingFailed(
-                f"{self.n_unreadable:,} of {images_seen:,} images ({share:.2%}) did not decode; "
-                f"allowed is {UNREADABLE_SHARE:.1%}. `vitwarm shards check` lists them; fix or "
-                "remove them and run the same command again."
-            )
+        """Raises: TrainingFailed: as `check_decoded`, of the images seen so far."""
+        check_decoded(self.n_unreadable, images_seen, "images")
 
     def describe_batch(self, step: int) -> str:
         return self._describe(step) if self._describe else super().describe_batch(step)
@@ -181,12 +216,11 @@ class ImageModule(SteppedModule):
         facts = super().checkpoint_facts()
         return {**facts, "evaluation": self.evaluation, "n_unreadable": self.n_unreadable}
 
-    def restore(self, checkpoint: Checkpoint | None) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
         super().restore(checkpoint)
-        if checkpoint is not None:
-            self._ema_state = checkpoint.state.get("ema")
-            self.evaluation = dict(checkpoint.facts["evaluation"])
-            self.n_unreadable = int(checkpoint.facts["n_unreadable"])
+        self._ema_state = checkpoint.state.get("ema")
+        self.evaluation = dict(checkpoint.facts["evaluation"])
+        self.n_unreadable = int(checkpoint.facts["n_unreadable"])
 
 
 def freeze(vit: nn.Module, what: str) -> None:

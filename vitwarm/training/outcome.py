@@ -5,16 +5,22 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from vitwarm.handoff import export_model
-from vitwarm.loop import WaitMeter, facts_of_run
+from vitwarm.loop.meters import WaitMeter
+from vitwarm.loop.start import facts_of_run
 from vitwarm.records import Record, RunFolder, code_version, read_metrics
 from vitwarm.training.evaluate import figures_of
 from vitwarm.training.module import ImageModule
 from vitwarm.training.plan import TrainPlan
-from vitwarm.trunk import Trunk
 from vitwarm.units import format_seconds
 
 #: Kind of weights -> the folder of the run that they are exported to.
 EXPORTS: dict[Literal["raw", "ema"], str] = {"raw": "export", "ema": "export_ema"}
+
+#: What a record says of the warm-up as the trunk's metadata do, in the same words.
+_OF_THE_WARMUP = (
+    "hidden_accuracy_percent", "chance_percent", "order_blind_percent", "hidden_loss",
+    "saturated_at_step", "verdict",
+)  # fmt: skip
 
 
 def write_exports(plan: TrainPlan, module: ImageModule, run: RunFolder) -> None:
@@ -54,6 +60,11 @@ def make_record(plan: TrainPlan, run: RunFolder, module: ImageModule, waits: Wai
     evaluations = [line["top1_percent"] for line in lines if line["kind"] == "eval"]
     losses = [line.get("loss") for line in lines if line["kind"] == "train"]
     seen = plan.n_steps * plan.cut.batch_size
+    warmed: dict[str, Any] = plan.trunk.facts if plan.trunk else {}
+    rule = warmed.get("rule")
+    taken: dict[str, Any] = {name: warmed.get(name) for name in _OF_THE_WARMUP}
+    taken |= {f"warmup_{name}": warmed.get(name) for name in ("samples", "tokens", "seed")}
+    taken["rule"] = rule if isinstance(rule, dict) else None
     return Record(
         stage="train",
         **facts_of_run(plan, module, waits),
@@ -69,14 +80,14 @@ def make_record(plan: TrainPlan, run: RunFolder, module: ImageModule, waits: Wai
         images_seen=seen,
         top1_percent=found["top1_percent"],
         top5_percent=found["top5_percent"],
-        top1_weights="raw" if module.ema_decay is None else "ema",
+        top1_weights="raw" if module.how.ema_decay is None else "ema",
         val_loss=found["val_loss"],
         train_loss=losses[-1] if losses else None,
         best_top1_percent=max([*evaluations, found["top1_percent"]]),
         unreadable_images=module.n_unreadable,
         subset_sha256=plan.subset.sha256,
         trunk_sha256=plan.trunk.sha256 if plan.trunk else None,
-        **_warmup_facts(plan.trunk),
+        **taken,
         extra={
             "compiled": module.compiled,
             "grad_checkpointing": config.train.grad_checkpointing,
@@ -89,24 +100,6 @@ def make_record(plan: TrainPlan, run: RunFolder, module: ImageModule, waits: Wai
             **{name: value for name, value in found.items() if name.startswith("raw_")},
         },
     )
-
-
-#: What a record says of a warm-up as its trunk's metadata do, in the same words.
-_OF_THE_WARMUP = (
-    "hidden_accuracy_percent", "chance_percent", "order_blind_percent", "hidden_loss",
-    "saturated_at_step", "verdict",
-)  # fmt: skip
-
-
-def _warmup_facts(trunk: Trunk | None) -> dict[str, Any]:
-    """What a record says of the warm-up that made its trunk."""
-    facts = trunk.facts if trunk else {}
-    rule = facts.get("rule")
-    return {
-        "rule": rule if isinstance(rule, dict) else None,
-        **{f"warmup_{name}": facts.get(name) for name in ("samples", "tokens", "seed")},
-        **{name: facts.get(name) for name in _OF_THE_WARMUP},
-    }
 
 
 def describe_record(record: Record, run: RunFolder) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +17,7 @@ from vitwarm.config import HandoffConfig, TrainConfig, TrainRun, config_hash
 from vitwarm.errors import ConfigError, ShardError
 from vitwarm.files import sha256_of
 from vitwarm.handoff import Audit, arguments_of, attach, refuse_unlearned, start_from
-from vitwarm.hardware import choose_device, choose_numbers
-from vitwarm.loggers import check_loggers
-from vitwarm.loop import Cut, Plan, Schedule, check_optimizer, cut_batch, evaluation_steps
+from vitwarm.loop.plan import Cut, Plan, plan_machine
 from vitwarm.shards import (
     Order,
     ShardIndex,
@@ -29,16 +28,8 @@ from vitwarm.shards import (
     open_shards,
 )
 from vitwarm.shards.stream.index import StreamIndex
-from vitwarm.training.shape import find_img_size, find_in_chans, per_channel, say_sides
-from vitwarm.trunk import (
-    Trunk,
-    build_shapes,
-    check_name,
-    checkpoint_gradients,
-    load_trunk,
-)
+from vitwarm.trunk import Trunk, build_shapes, check_name, checkpoint_gradients, load_trunk
 from vitwarm.units import to_steps
-from vitwarm.world import World, find_world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +58,20 @@ class TrainPlan(Plan):
     @property
     def mean(self) -> list[float]:
         """What is taken off the images, per channel in [0, 1]; grey: the mean over the colours."""
-        return per_channel(self.config.train.mean, self.in_chans)
+        return self._per_channel(self.config.train.mean)
 
     @property
     def std(self) -> list[float]:
         """What the images are divided by then."""
-        return per_channel(self.config.train.std, self.in_chans)
+        return self._per_channel(self.config.train.std)
+
+    def _per_channel(self, colours: Sequence[float]) -> list[float]:
+        return list(colours) if self.in_chans == len(colours) else [sum(colours) / len(colours)]
 
     @property
     def epochs(self) -> float:
         """Passes over the images of the fraction, as the steps really make them."""
         return self.n_steps * self.cut.batch_size / self.n_images
-
-    @property
-    def eval_steps(self) -> set[int]:
-        return evaluation_steps(self.n_steps, self.config.train.evaluations)
 
     @cached_property
     def order(self) -> Order:
@@ -98,11 +88,13 @@ class TrainPlan(Plan):
     def __str__(self) -> str:
         data, train = self.config.data, self.config.train
         share = "a list" if data.image_list else f"fraction {data.fraction:g}"
+        height, width = self.img_size
+        sides = f"{height}" if height == width else f"{height} x {width}"
         return "\n".join(
             [
                 f"images    {self.n_images:,} of {self.train.n_images:,} ({share}), "
                 f"{self.n_classes} classes; {self.val.n_images:,} for validation",
-                f"model     {train.model} at {say_sides(self.img_size)} px"
+                f"model     {train.model} at {sides} px"
                 f"{', grey' if self.in_chans == 1 else ''}, arm {self.arm!r}",
                 f"budget    {self.n_steps:,} steps = {self.epochs:.4g} epochs = "
                 f"{self.n_steps * self.cut.batch_size:,} images",
@@ -117,9 +109,8 @@ def plan_training(config: TrainRun) -> TrainPlan:
     Raises: ConfigError, ShardError, TrunkError, HandoffError, ModelError: something cannot be used.
     """
     train, data = config.train, config.data
-    device = choose_device(config.run)
-    check_loggers(config.run.logger)
-    check_optimizer("train.opt", train.opt, device, train.opt_betas)
+    machine = plan_machine(config)
+    _check_pairs(train, machine["cut"])
     check_name(train.model)
     parse_policy(train.aa)
     trunk = None if config.handoff.trunk is None else load_trunk(config.handoff.trunk)
@@ -132,15 +123,16 @@ def plan_training(config: TrainRun) -> TrainPlan:
     for one in (index, val):
         if isinstance(one, StreamIndex):
             one.expect(n_classes)
-    world = find_world(config.run)
     n_steps = train.steps or to_steps(
         train.epochs, n_images=len(subset.rows), batch_size=train.batch_size
     )
     contents = {"data.train": index.sha256, "data.val": val.sha256}
     if data.image_list is not None:
         contents["data.image_list"] = subset.sha256
-    without_start = _without_start(config)
-    pair = config_hash(without_start, contents)[:16]
+    # The config without what may differ between two runs that are compared as a pair.
+    alike = dataclasses.replace(train, epochs=1e9, steps=None)
+    unstarted = dataclasses.replace(config, handoff=HandoffConfig(), train=alike)
+    pair = config_hash(unstarted, contents)[:16]
     if trunk is not None:
         contents["handoff.trunk"] = trunk.sha256
     if config.handoff.init is not None:
@@ -156,28 +148,50 @@ def plan_training(config: TrainRun) -> TrainPlan:
         subset=subset,
         n_classes=n_classes,
         **_shape_of(config, n_classes),
-        schedule=Schedule(
-            n_steps=n_steps,
-            ramp_steps=round(n_steps * train.warmup_epochs / train.epochs),
-            lr=train.lr,
-            min_lr=train.min_lr,
-            warmup_lr=train.warmup_lr,
-        ),
-        cut=_cut(train, world),
-        world=world,
-        device=device,
-        numbers=choose_numbers(train.precision, device),
+        n_steps=n_steps,
+        ramp_steps=round(n_steps * train.warmup_epochs / train.epochs),
+        **machine,
     )
 
 
 def _shape_of(config: TrainRun, n_classes: int) -> dict[str, Any]:
-    """The fields of a plan that the model decides, which is built without weights."""
+    """The fields of a plan that the model decides, which is built without weights.
+
+    Raises: ConfigError: no size, a side that whole patches do not fill, other than 3 or 1 channels.
+    """
     train, kwargs = config.train, model_kwargs(config, n_classes)
-    in_chans = find_in_chans(kwargs)
+    in_chans = kwargs.get("in_chans", 3)
+    if in_chans not in (3, 1):
+        raise ConfigError(
+            f"in_chans is {in_chans!r}; the images of the shards have three channels. Use 3, or 1 "
+            "for grey images."
+        )
     vit = build_shapes(train.model, **kwargs)
     if train.grad_checkpointing:  # refused here, before anything is written
         checkpoint_gradients(vit, train.model, section="train")
-    return {"img_size": find_img_size(vit, train.model, train.img_size), "in_chans": in_chans}
+    stem: Any = getattr(vit, "patch_embed", None)
+    size = train.img_size or getattr(stem, "img_size", None)
+    size = size or getattr(vit, "pretrained_cfg", {}).get("input_size", (3, None, None))[1:]
+    sides, patches = _pair(size), _pair(getattr(stem, "patch_size", None) or 1)
+    if None in sides:
+        raise ConfigError(
+            f"train.img_size is not given and {train.model!r} has none of its own "
+            f"({size}). Give train.img_size=224."
+        )
+    for side, step in zip(sides, patches, strict=True):
+        if side % step and not getattr(stem, "dynamic_img_pad", False):
+            below = side // step * step
+            use = f"{below} or {below + step}" if below else f"{step}"
+            raise ConfigError(
+                f"train.img_size is {side}, which patches of {' x '.join(map(str, patches))} "
+                f"pixels do not fill; a strip at the edge would be lost. Use train.img_size={use}."
+            )
+    return {"img_size": sides, "in_chans": int(in_chans)}
+
+
+def _pair(sides: Any) -> tuple[int, int]:
+    height, width = sides if isinstance(sides, tuple | list) else (sides, sides)
+    return height, width
 
 
 def make_model(plan: TrainPlan) -> tuple[nn.Module, Audit]:
@@ -254,21 +268,12 @@ def _count_classes(config: TrainRun, train: ShardIndex, val: ShardIndex) -> int:
     return asked
 
 
-def _cut(train: TrainConfig, world: World) -> Cut:
-    """Cuts the batch; mixup and cutmix need whole pairs in every micro-batch."""
-    cut = cut_batch(train.batch_size, train.micro_batch_size, world, field="train")
+def _check_pairs(train: TrainConfig, cut: Cut) -> None:
     if (train.mixup or train.cutmix) and cut.micro_batch_size % 2:
         raise ConfigError(
             f"train.micro_batch_size is {cut.micro_batch_size}; mixup and cutmix mix pairs of "
             f"images, so it must be even. Use {cut.micro_batch_size + 1}."
         )
-    return cut
-
-
-def _without_start(config: TrainRun) -> TrainRun:
-    """The config without what may differ between two runs that are compared as a pair."""
-    train = dataclasses.replace(config.train, epochs=1e9, steps=None)
-    return dataclasses.replace(config, handoff=HandoffConfig(), train=train)
 
 
 def _content_of(init: str) -> str:

@@ -6,28 +6,43 @@ the host. Order, crops and batches are those of the loader path, to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitwarm.shards.load.crops import EvalCrop
+from vitwarm.augment import Augmentation
+from vitwarm.loop.plan import Cut
+from vitwarm.shards import Decoded, EvalCrop, Order, ShardIndex, TrainCrop, decode_all
+from vitwarm.training.module import TrainBatch
+from vitwarm.world import World
+
+#: Numbers of the largest tensor that is made at once: a CPU's caches, or so much that a GPU's
+#: kernels are large against their launches.
+CHUNK_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 26}
+CHUNK_IMAGES = 4096
+
+#: Validation images that are resized once and kept, in bytes of all of them.
+KEEP_BYTES = 1 << 29
 
 Kernel = Callable[[Tensor], Tensor]
+
+
+def here(device: torch.device) -> torch.device:
+    """Returns the device of this process: Lightning has chosen among the GPUs when a fit runs."""
+    if device.type == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 class ResidentImages:
     """Decoded images of one size on a device, found by their row in the index."""
 
     def __init__(self, images: Tensor, labels: np.ndarray, rows: np.ndarray) -> None:
-        """Takes the images of some rows.
-
-        Args:
-            images: uint8 [n, 3, h, w], on any device.
-            labels: int64 [n], of what the images show.
-            rows: int64 [n], ascending.
-        """
+        """Takes uint8 [n, 3, h, w] on any device, int64 labels [n] and ascending rows [n]."""
         self.images = images
         self.labels = torch.from_numpy(labels).to(images.device)
         self.rows = rows
@@ -47,6 +62,117 @@ class ResidentImages:
         if self.images.device.type == "cuda":
             places = places.pin_memory()  # so that the host need not wait for the copy
         return places.to(self.images.device, non_blocking=True)
+
+
+@dataclass(frozen=True, eq=False)
+class ResidentFeed:
+    """Makes the loader's batches out of images that live on the device, several steps at once."""
+
+    images: ResidentImages
+    """Of all rows in the order."""
+    order: Order
+    _: KW_ONLY
+    crop: TrainCrop
+    augment: Augmentation
+    seed: int
+    """Of the crops."""
+    cut: Cut
+    world: World
+    start_step: int
+    n_steps: int
+    """The step before which it ends."""
+    device: torch.device
+    unreadable: np.ndarray | tuple[()] = ()
+    """Rows that did not decode and were replaced."""
+    chunk_images: int | None = None
+    """Made at once; None: by size. Changes nothing in what comes out."""
+
+    def __len__(self) -> int:
+        return max(0, self.n_steps - self.start_step) * self.cut.accumulate
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        device = here(self.device)
+        images = self.images.to(device)
+        local = self.cut.batch_size // self.world.size
+        limit = CHUNK_NUMBERS.get(device.type, 1 << 20) // (3 * math.prod(self.crop.sides))
+        steps = max(1, (self.chunk_images or min(limit, CHUNK_IMAGES)) // local)
+        for start in range(self.start_step, self.n_steps, steps):
+            chosen = np.arange(start, min(start + steps, self.n_steps), dtype=np.int64)
+            first = chosen[:, None] * self.cut.batch_size + self.world.rank * local
+            yield from self._chunk(images, (first + np.arange(local)).reshape(-1))
+
+    def _chunk(self, images: ResidentImages, positions: np.ndarray) -> Iterator[TrainBatch]:
+        epochs, rows = self.order.rows_at(positions)
+        height, width = images.images.shape[2:]
+        boxes = self.crop.boxes(self.seed, epochs, rows, height, width)
+        places = images.find(rows)
+        cropped = resample(
+            images.images.index_select(0, places),
+            torch.from_numpy(boxes).to(places.device, non_blocking=True),
+            self.crop.sides,
+            interpolation=self.crop.interpolation,
+            reflect=self.crop.mode == "pad",
+        )
+        labels = images.labels.index_select(0, places)
+        out = self.augment(cropped, labels, rows=rows, epochs=epochs, positions=positions)
+        bad = np.isin(rows, self.unreadable)
+        size = self.cut.micro_batch_size
+        for k in range(0, len(positions), size):
+            part = slice(k, k + size)
+            yield TrainBatch(out.images[part], out.targets.part(part), int(bad[part].sum()))
+
+
+@dataclass(eq=False)
+class ResidentBatches:
+    """Validation batches of images on the device, resized once if they are few enough to keep."""
+
+    images: ResidentImages
+    unreadable: np.ndarray
+    crop: EvalCrop
+    size: int
+    world: World
+    device: torch.device
+    kept: list[Tensor] = field(default_factory=list)
+
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Yields images, labels, and how many of the images did not decode."""
+        self.images = self.images.to(here(self.device))
+        rank, n = self.world.rank, len(self.images)
+        low, high = (n * r // self.world.size for r in (rank, rank + 1))
+        keeps = (high - low) * 3 * math.prod(self.crop.sides) <= KEEP_BYTES
+        for number, start in enumerate(range(low, high, self.size)):
+            some = slice(start, min(start + self.size, high))
+            if number < len(self.kept):
+                batch = self.kept[number]
+            else:
+                batch = resize_and_crop(self.images.images[some], self.crop)
+                if keeps:
+                    self.kept.append(batch)
+            n_bad = int(((self.unreadable >= some.start) & (self.unreadable < some.stop)).sum())
+            yield batch, self.images.labels[some], n_bad
+
+
+_decoded: dict[str, tuple[np.ndarray, Decoded]] = {}
+
+
+def decoded(index: ShardIndex, rows: np.ndarray) -> Decoded:
+    """Decodes some rows of an index; what this process decoded before is used again.
+
+    A sweep trains many times on fractions of one set in one process.
+    """
+    known = _decoded.get(index.sha256)
+    # Which image stands in for one that does not decode depends on the rows of the fraction.
+    usable = known is not None and (not len(known[1].unreadable) or len(known[0]) == len(rows))
+    if known is None or not usable or not np.isin(rows, known[0]).all():
+        if len(_decoded) >= 4:
+            _decoded.clear()
+        _decoded[index.sha256] = (rows, decode_all(index, rows))
+    have, images = _decoded[index.sha256]
+    if len(have) == len(rows):
+        return images
+    places = np.searchsorted(have, rows)
+    unreadable = np.intersect1d(images.unreadable, rows)
+    return Decoded(images.images[torch.from_numpy(places)], unreadable, images.labels[places])
 
 
 def resample(

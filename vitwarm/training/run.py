@@ -4,36 +4,26 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
 from vitwarm.augment import Targets
 from vitwarm.config import TrainRun
 from vitwarm.files import write_text
 from vitwarm.handoff import Audit
 from vitwarm.loggers import mirrored
-from vitwarm.loop import (
-    Metrics,
-    Say,
-    StepCallback,
-    StopRequest,
-    TimedCheckpoint,
-    WaitMeter,
-    find_checkpoint,
-    make_trainer,
-    run_once,
-    show,
-    take_up,
-    time_step,
-)
+from vitwarm.loop.meters import WaitMeter
+from vitwarm.loop.module import StepCallback
+from vitwarm.loop.start import Fit, Say, find_checkpoint, run_once, show, take_up, time_step
 from vitwarm.records import Record, RunFolder
 from vitwarm.training.data import Pictures
 from vitwarm.training.evaluate import Evaluation
-from vitwarm.training.losses import image_loss
-from vitwarm.training.module import ImageModule, freeze
+from vitwarm.training.module import ImageModule, ImageUpdates, freeze, image_loss
 from vitwarm.training.outcome import describe_record, make_record, write_exports
 from vitwarm.training.plan import TrainPlan, make_model, plan_training
 from vitwarm.world import World
@@ -48,11 +38,9 @@ ENOUGH_IMAGES = 10_000
 def run_training(config: TrainRun, *, fresh: bool = False) -> Record:
     """Trains an image model and leaves `export/` and `record.json` in the run folder.
 
-    A finished run is returned as it is; an interrupted one goes on from its last checkpoint.
+    A finished run is returned as it is; an interrupted one goes on from its last checkpoint, unless
+    `fresh` throws away what an earlier execution left.
 
-    Args:
-        fresh: throw away what an earlier execution left, and start anew.
-    Returns: the run's record.
     Raises: VitwarmError: see the subclasses; Stopped after a signal or the time limit, saved.
     """
     if config.run.threads:
@@ -79,11 +67,7 @@ def show_plan(config: TrainRun) -> str:
 def make_module(plan: TrainPlan, vit: torch.nn.Module) -> ImageModule:
     """Wires a plan's numbers into the module that Lightning trains."""
     train = plan.config.train
-    return ImageModule(
-        vit,
-        plan.schedule,
-        plan.cut,
-        plan.world,
+    updates = ImageUpdates(
         opt=train.opt,
         opt_betas=train.opt_betas,
         momentum=train.momentum,
@@ -94,8 +78,9 @@ def make_module(plan: TrainPlan, vit: torch.nn.Module) -> ImageModule:
         bce=train.bce_loss,
         ema_decay=train.model_ema_decay if train.model_ema else None,
         seed=plan.config.seed,
-        describe=lambda step: describe_images(plan, step),
     )
+    describe = partial(describe_images, plan)
+    return ImageModule(vit, plan.schedule, plan.cut, plan.world, updates, describe=describe)
 
 
 def describe_images(plan: TrainPlan, step: int) -> str:
@@ -109,18 +94,18 @@ def describe_images(plan: TrainPlan, step: int) -> str:
 
 
 def _train(plan: TrainPlan, run: RunFolder, say: Say) -> Record:
-    train = plan.config.train
     vit, audit = make_model(plan)
-    freeze(vit, train.freeze)
+    freeze(vit, plan.config.train.freeze)
     say(f"hand-off  {audit.summary()}")
     plan, checkpoint = find_checkpoint(plan, run)
     module = make_module(plan, vit)
     take_up(module, vit, plan, checkpoint, say)
-    if writer := plan.world.is_zero:
+    writer, start = plan.world.is_zero, module.start_step
+    if writer:
         _describe(plan, run, audit)
     with (
         closing(Pictures(plan)) as pictures,
-        mirrored(run, plan.config, start_step=module.start_step, writer=writer),
+        mirrored(run, plan.config, start_step=start, writer=writer),
     ):
         return _fit(plan, module, pictures, run, say)
 
@@ -128,42 +113,25 @@ def _train(plan: TrainPlan, run: RunFolder, say: Say) -> Record:
 def _fit(
     plan: TrainPlan, module: ImageModule, pictures: Pictures, run: RunFolder, say: Say
 ) -> Record:
-    config, train = plan.config, plan.config.train
     feed, waits = pictures.feed(start_step=module.start_step)
-    saver = TimedCheckpoint(run, plan.digest, minutes=train.checkpoint_minutes)
-    stop = StopRequest(saver, time_limit_minutes=config.run.time_limit_minutes)
+    fit = Fit(plan, run, waits, label="training", unit="images")
     evaluation = Evaluation(
         validation=pictures.validation(plan.world),
         steps=plan.eval_steps,
         run=run,
-        stop=stop,
+        stop=fit.stop,
         bf16=plan.numbers.bf16,
         images_per_step=plan.cut.batch_size,
         say=say,
     )
-    metrics = Metrics(
-        run,
-        waits,
-        every_steps=config.run.log_every_steps,
-        progress=config.run.progress,
-        label="training",
-        samples_per_step=plan.cut.batch_size,
-        unit="images",
-    )
-    watch = Watch(plan, waits, say)
-    callbacks: list[Callback] = [metrics, watch, evaluation, saver, stop]
-    trainer = make_trainer(
-        config.run, numbers=plan.numbers, accumulate=plan.cut.accumulate, callbacks=callbacks
-    )
     if module.start_step < plan.n_steps:
-        trainer.fit(module, feed)
-        module.check_finite()
+        fit.run(module, feed, [Watch(plan, waits, say), evaluation])
         module.check_unreadable(plan.n_steps * plan.cut.batch_size)
-    elif module.ema_vit is None:
+        if plan.world.is_zero:
+            fit.saver.save(module)
+    else:
         module.make_ema()  # a start after the last step makes no optimiser, which would have
     if plan.world.is_zero:
-        if trainer.optimizers:
-            saver.save(module)
         if module.evaluation.get("step") != plan.n_steps:  # cut short; one process does it alone
             module.to(plan.device)
             if module.ema_vit is not None:
@@ -198,23 +166,21 @@ def _describe(plan: TrainPlan, run: RunFolder, audit: Audit) -> None:
         write_text(run.path / "subset.txt", "".join(f"{key}\n" for key in keys))
 
 
+@dataclass(eq=False)
 class Watch(StepCallback):
     """Says when training waits for images, and stops it when too many cannot be read."""
 
-    def __init__(self, plan: TrainPlan, waits: WaitMeter, say: Say) -> None:
-        self.waits = waits
-        self.say = say
-        self.every_steps = plan.config.run.log_every_steps
-        self.images_per_step = plan.cut.batch_size
-        self.enough_images = min(ENOUGH_IMAGES, plan.n_images)
-        self.said = False
+    plan: TrainPlan
+    waits: WaitMeter
+    say: Say
+    said = False
 
     def on_step_end(self, trainer: Trainer, module: Any) -> None:
-        step = module.steps_done
-        if step % self.every_steps:
+        step, plan = module.steps_done, self.plan
+        if step % plan.config.run.log_every_steps:
             return
-        seen = step * self.images_per_step
-        if seen >= self.enough_images:
+        seen = step * plan.cut.batch_size
+        if seen >= min(ENOUGH_IMAGES, plan.n_images):
             module.check_unreadable(seen)
         spent = module.seconds - module.seconds_before
         share = self.waits.total / max(spent, 1e-9)

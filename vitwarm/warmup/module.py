@@ -9,7 +9,8 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vitwarm.loop import Checkpoint, Cut, Schedule, SteppedModule
+from vitwarm.loop.module import Checkpoint, SteppedModule
+from vitwarm.loop.plan import Cut, Schedule, Updates
 from vitwarm.rules.masking import IGNORE
 from vitwarm.seeding import seed_of
 from vitwarm.trunk import TokenModel
@@ -51,19 +52,14 @@ class WarmupModule(SteppedModule):
         schedule: Schedule,
         cut: Cut,
         world: World,
+        updates: Updates,
         *,
         n_ids: int,
-        opt: str = "adamw",
-        weight_decay: float = 0.05,
-        clip_grad: float | None = None,
-        seed: int = 0,
     ) -> None:
-        super().__init__(
-            schedule, cut, world, opt=opt, weight_decay=weight_decay, clip_grad=clip_grad, seed=seed
-        )
+        super().__init__(schedule, cut, world, updates)
         self.tokens = tokens
         self.head = nn.Linear(tokens.width, n_ids)
-        generator = torch.Generator().manual_seed(seed_of(seed, "warmup head"))
+        generator = torch.Generator().manual_seed(seed_of(updates.seed, "warmup head"))
         with torch.no_grad():
             nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
             nn.init.zeros_(self.head.bias)
@@ -86,13 +82,8 @@ class WarmupModule(SteppedModule):
     def make_optimizer(self) -> Optimizer:
         # A list, not the module: the published recipe decays biases and norms too.
         parameters = [p for p in self.parameters() if p.requires_grad]
-        return create_optimizer_v2(
-            parameters,
-            opt=self.opt,
-            lr=self.schedule.lr,
-            weight_decay=self.weight_decay,
-            **self.fused,
-        )
+        how = {"lr": self.schedule.lr, "weight_decay": self.updates.weight_decay, **self.fused}
+        return create_optimizer_v2(parameters, opt=self.updates.opt, **how)
 
     def read_meters(self) -> dict[str, float]:
         if self._meters is None:
@@ -111,9 +102,9 @@ class WarmupModule(SteppedModule):
         meters = {} if self._meters is None else {"meters": self._meters}
         return {**super().checkpoint_state(), **meters}
 
-    def restore(self, checkpoint: Checkpoint | None) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
         super().restore(checkpoint)
-        if checkpoint is not None and self.world.is_zero:
+        if self.world.is_zero:
             self._meters = checkpoint.state.get("meters")
 
     def on_train_start(self) -> None:
@@ -122,4 +113,4 @@ class WarmupModule(SteppedModule):
             self._meters = self._meters.to(self.device)
 
     def describe_batch(self, step: int) -> str:
-        return f"sequences of seed {self.seed} at step {step:,}"
+        return f"sequences of seed {self.updates.seed} at step {step:,}"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitwarm.config import WarmupRun, config_hash
 from vitwarm.errors import ConfigError
-from vitwarm.hardware import choose_device, choose_numbers
-from vitwarm.loggers import check_loggers
-from vitwarm.loop import Plan, Schedule, check_optimizer, cut_batch
+from vitwarm.loop.plan import Plan, plan_machine
 from vitwarm.rules import Rule, make_rule, rule_config
 from vitwarm.trunk import (
     TokenModel,
@@ -24,7 +23,6 @@ from vitwarm.trunk import (
 )
 from vitwarm.units import Budget, parse_budget
 from vitwarm.warmup.sequences import SequenceLoader
-from vitwarm.world import find_world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +61,12 @@ def plan_warmup(config: WarmupRun, *, n_tokens: int | None = None) -> WarmupPlan
     Raises: ConfigError, RuleError, ModelError: something in the config cannot be used.
     """
     warm = config.warmup
-    device = choose_device(config.run)
-    check_loggers(config.run.logger)
-    check_optimizer("warmup.opt", warm.opt, device)
+    machine = plan_machine(config)
     rule = make_rule(config.rule.name, **config.rule.params)
     facts = rule_config(rule)
     if n_tokens is None:
-        n_tokens = warm.n_tokens or count_tokens(warm.model, warm.model_kwargs)
+        shapes = build_shapes(warm.model, **warm.model_kwargs)
+        n_tokens = warm.n_tokens or math.prod(patch_grid(shapes))
     budget = parse_budget(
         warm.budget,
         batch_size=warm.batch_size,
@@ -82,38 +79,22 @@ def plan_warmup(config: WarmupRun, *, n_tokens: int | None = None) -> WarmupPlan
             f"warmup.ramp_steps is {warm.ramp_steps:,}, but the budget has {budget.steps:,} steps; "
             "the learning rate would never reach its peak. Shorten the ramp or leave it out."
         )
-    world = find_world(config.run)
     contents = {"rule.name": facts["name"], "rule.params": json.dumps(facts)}
     if warm.tie is not None:  # two spellings are one warm-up
         contents["warmup.tie"] = json.dumps(read_groups(warm.tie))
-    digest = config_hash(config, contents)
     return WarmupPlan(
         config=config,
         rule=rule,
         rule_facts=facts,
-        digest=digest,
+        digest=config_hash(config, contents),
         budget=budget,
-        schedule=Schedule(
-            n_steps=budget.steps,
-            ramp_steps=warm.ramp_steps or min(1000, budget.steps // 15),
-            lr=warm.lr,
-            min_lr=warm.min_lr,
-            warmup_lr=warm.warmup_lr,
-        ),
+        n_steps=budget.steps,
+        ramp_steps=warm.ramp_steps or min(1000, budget.steps // 15),
         n_tokens=n_tokens,
         n_words=rule.fit_length(n_tokens),
-        cut=cut_batch(warm.batch_size, warm.micro_batch_size, world, field="warmup"),
-        world=world,
-        device=device,
-        numbers=choose_numbers(warm.precision, device),
         hide_share=warm.hide_share,
+        **machine,
     )
-
-
-def count_tokens(model: str, model_kwargs: dict[str, Any]) -> int:
-    """Returns the patch count of a timm model, without allocating its weights."""
-    rows, columns = patch_grid(build_shapes(model, **model_kwargs))
-    return rows * columns
 
 
 def warmup_folder(config: WarmupRun) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,17 +11,15 @@ from lightning.pytorch import Callback
 
 from vitwarm.config import WarmupRun
 from vitwarm.loggers import mirrored
-from vitwarm.loop import (
-    Metrics,
+from vitwarm.loop.meters import Estimate, WaitMeter
+from vitwarm.loop.module import SteppedModule
+from vitwarm.loop.plan import Cut, Updates
+from vitwarm.loop.start import (
+    Fit,
     Say,
-    SteppedModule,
-    StopRequest,
-    TimedCheckpoint,
-    WaitMeter,
     choose_attention,
     facts_of_run,
     find_checkpoint,
-    make_trainer,
     run_once,
     show,
     take_up,
@@ -29,22 +28,28 @@ from vitwarm.loop import (
 from vitwarm.records import Record, RunFolder, code_version
 from vitwarm.rules import find_preset
 from vitwarm.trunk import TokenModel, load_trunk, save_trunk
+from vitwarm.warmup.learned import (
+    SATURATION_STEPS,
+    Probe,
+    StopWhenSaturated,
+    block_norms,
+    describe,
+    find_ceiling,
+    is_solved,
+    reached,
+)
 from vitwarm.warmup.module import WarmupModule
 from vitwarm.warmup.plan import WarmupPlan, make_loader, make_token_model, plan_warmup
-from vitwarm.warmup.probe import Probe, block_norms, evaluate, find_ceiling, find_order_blind
-from vitwarm.warmup.sequences import SequenceLoader, WarmupBatch
-from vitwarm.warmup.verdict import describe, find_saturation, is_solved, judge
-from vitwarm.warmup.watch import SATURATION_STEPS, Estimate, StopWhenSaturated
+from vitwarm.warmup.sequences import WarmupBatch
+from vitwarm.world import World
 
 
 def run_warmup(config: WarmupRun, *, fresh: bool = False) -> Record:
     """Warms up a trunk and leaves `trunk.safetensors` and `record.json` in the run folder.
 
-    A finished run is returned as it is; an interrupted one goes on from its last checkpoint.
+    A finished run is returned as it is; an interrupted one goes on from its last checkpoint, unless
+    `fresh` throws away what an earlier execution left.
 
-    Args:
-        fresh: throw away what an earlier execution left, and start anew.
-    Returns: the run's record.
     Raises: VitwarmError: see the subclasses; Stopped after a signal or the time limit, saved.
     """
     if config.run.threads:
@@ -61,17 +66,9 @@ def show_plan(config: WarmupRun) -> str:
     module = make_module(plan, tokens).to(plan.device)
     few = min(8, 1 + 2**11 // plan.n_tokens) if plan.device.type == "cpu" else 256
     n_probe = min(few, plan.cut.micro_batch_size)
-    loader = SequenceLoader(
-        plan.rule,
-        seed=config.seed,
-        n_tokens=plan.n_tokens,
-        batch_size=n_probe,
-        micro_batch_size=n_probe,
-        start_step=0,
-        n_steps=1,
-        hide_share=plan.hide_share,
-    )
-    batch = WarmupBatch(*(tensor.to(plan.device) for tensor in next(loader.step(0))))
+    probe = replace(plan, cut=Cut(n_probe, n_probe, 1), world=World(rank=0, size=1))
+    batch = next(make_loader(probe, start_step=0).step(0))
+    batch = WarmupBatch(*(tensor.to(plan.device) for tensor in batch))
     seconds = time_step(plan, lambda: module.training_step(batch, 0), n_samples=n_probe)
     facts = "\n".join(f"{name:<9} {fact}" for name, fact in tokens.facts.items())
     return show(plan, facts, step_seconds=seconds, without="compilation")
@@ -81,94 +78,58 @@ def make_module(plan: WarmupPlan, tokens: TokenModel) -> WarmupModule:
     """Wires a plan's numbers into the module that Lightning trains."""
     warm = plan.config.warmup
     choose_attention(
-        tokens.model,
-        device=plan.device,
-        bf16=plan.numbers.bf16,
-        n_tokens=plan.n_tokens,
+        tokens.model, device=plan.device, bf16=plan.numbers.bf16, n_tokens=plan.n_tokens
     )
-    return WarmupModule(
-        tokens,
-        plan.schedule,
-        plan.cut,
-        plan.world,
-        n_ids=plan.rule.n_ids,
+    updates = Updates(
         opt=warm.opt,
         weight_decay=warm.weight_decay,
         clip_grad=warm.clip_grad,
         seed=plan.config.seed,
     )
+    return WarmupModule(tokens, plan.schedule, plan.cut, plan.world, updates, n_ids=plan.rule.n_ids)
 
 
 def _train(plan: WarmupPlan, tokens: TokenModel, run: RunFolder, say: Say) -> Record:
-    config, warm = plan.config, plan.config.warmup
     for name, fact in tokens.facts.items():
         say(f"{name:<9} {fact}")
     plan, checkpoint = find_checkpoint(plan, run)
     module = make_module(plan, tokens)
     take_up(module, tokens.model, plan, checkpoint, say)
     loader = WaitMeter(make_loader(plan, start_step=module.start_step))
+    path, writer = run.path / "trunk.safetensors", plan.world.is_zero
 
     def leave_trunk(stopped: SteppedModule) -> None:
-        save_trunk(
-            run.path / "trunk.safetensors",
-            tokens,
-            _trunk_metadata(plan, tokens, steps=stopped.steps_done, status="unfinished"),
-        )
+        save_trunk(path, tokens, _trunk_metadata(plan, tokens, stopped.steps_done, "unfinished"))
 
-    until_solved = warm.until == "saturated"
-    saver = TimedCheckpoint(run, plan.digest, minutes=warm.checkpoint_minutes)
-    metrics = Metrics(
+    until_solved = plan.config.warmup.until == "saturated"
+    fit = Fit(
+        plan,
         run,
         loader,
-        every_steps=SATURATION_STEPS if until_solved else config.run.log_every_steps,
-        progress=config.run.progress,
         label="warm-up",
-        samples_per_step=warm.batch_size,
         unit="sequences",
+        every_steps=SATURATION_STEPS if until_solved else None,
+        on_stop=leave_trunk,
     )
-    callbacks: list[Callback] = [metrics, Probe(plan, run), Estimate(say), saver]
-    callbacks.append(
-        StopRequest(saver, time_limit_minutes=config.run.time_limit_minutes, on_stop=leave_trunk)
-    )
+    callbacks: list[Callback] = [Probe(plan, run), Estimate(say)]
     if until_solved:
-        callbacks.insert(1, StopWhenSaturated(metrics, run))
-    trainer = make_trainer(
-        config.run, numbers=plan.numbers, accumulate=plan.cut.accumulate, callbacks=callbacks
-    )
+        callbacks.insert(0, StopWhenSaturated(fit.metrics, run))
     ended = until_solved and is_solved(run)  # and was stopped before its record was written
-    if module.start_step < plan.budget.steps and not ended:
-        writer = plan.world.is_zero
-        with mirrored(run, config, start_step=module.start_step, writer=writer):
-            trainer.fit(module, loader)
-        module.check_finite()
-    if not plan.world.is_zero:
+    if module.start_step < plan.n_steps and not ended:
+        with mirrored(run, plan.config, start_step=module.start_step, writer=writer):
+            fit.run(module, loader, callbacks)
+        if writer:
+            fit.saver.save(module)
+    if not writer:
         return _record(plan, module, {}, loader, "")
-    saver.save(module) if trainer.optimizers else None
-    facts = _judge(plan, run, module)
-    metadata = _trunk_metadata(plan, tokens, steps=module.steps_done, status="finished", **facts)
-    trunk = save_trunk(run.path / "trunk.safetensors", tokens, metadata)
-    sha = load_trunk(trunk).sha256
+    facts = reached(plan, run, module)
+    metadata = _trunk_metadata(plan, tokens, module.steps_done, "finished", **facts)
+    sha = load_trunk(save_trunk(path, tokens, metadata)).sha256
     record = _record(plan, module, facts, loader, sha)
     run.write_record(record)
     say(describe(record))
-    say(f"trunk     {trunk}")
+    say(f"trunk     {path}")
     return record
-
-
-def _judge(plan: WarmupPlan, run: RunFolder, module: WarmupModule) -> dict[str, Any]:
-    """What a finished warm-up reached and what that is worth, as fields of its record."""
-    warm = plan.config.warmup
-    found = evaluate(module, plan, device=plan.device, n_sequences=warm.eval_sequences)
-    found["order_blind_percent"] = find_order_blind(plan)
-    found["saturated_at_step"] = find_saturation(run)
-    found["verdict"] = judge(
-        accuracy_percent=found["hidden_accuracy_percent"],
-        chance_percent=found["chance_percent"],
-        order_blind_percent=found["order_blind_percent"],
-        saturated_at=found["saturated_at_step"],
-        n_steps=plan.budget.steps,
-    )
-    return found
 
 
 def _record(
@@ -208,7 +169,7 @@ def _record(
 
 
 def _trunk_metadata(
-    plan: WarmupPlan, tokens: TokenModel, *, steps: int, status: str, **facts: Any
+    plan: WarmupPlan, tokens: TokenModel, steps: int, status: str, **facts: Any
 ) -> dict[str, str]:
     config = plan.config
     samples = steps * plan.cut.batch_size

@@ -7,17 +7,18 @@ share: so each knows how many tokens are hidden in the batch of all processes, w
 from __future__ import annotations
 
 import math
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vitwarm.rules import Rule
-from vitwarm.rules.masking import IGNORE, make_batch
+from vitwarm.rules.masking import IGNORE, Masked, make_batch
 
 #: Steps generated ahead.
 AHEAD = 8
@@ -64,64 +65,44 @@ def pack(
     )
 
 
-def choose_places(
-    rule: Rule, *, seed: int, n_tokens: int, n_sequences: int, hide_share: float | None
-) -> int:
-    """Returns a list length that nearly no micro-batch of `n_sequences` exceeds.
-
-    From 1,024 sequences of the stream itself: the mean plus six standard deviations of the sum.
-    """
-    probe = make_batch(
-        rule,
-        seed=seed,
-        start=0,
-        n_sequences=1024,
-        n_tokens=n_tokens,
-        hide_share=hide_share,
-    )
-    counts = probe.hidden.sum(axis=1)
-    wanted = n_sequences * counts.mean() + 6 * math.sqrt(n_sequences) * counts.std()
-    return int(min(math.ceil(wanted / ROUND) * ROUND, n_sequences * n_tokens))
-
-
+@dataclass(eq=False)
 class SequenceLoader:
     """The micro-batches of one process, from one step to another; iterable again from the start.
 
     Step s takes the sequences [s * batch_size, (s + 1) * batch_size); rank r its contiguous share.
     """
 
-    def __init__(
-        self,
-        rule: Rule,
-        *,
-        seed: int,
-        n_tokens: int,
-        batch_size: int,
-        micro_batch_size: int,
-        start_step: int,
-        n_steps: int,
-        rank: int = 0,
-        world_size: int = 1,
-        hide_share: float | None = None,
-        pin_memory: bool = False,
-    ) -> None:
-        self.rule = rule
-        self.seed = seed
-        self.n_tokens = n_tokens
-        self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
-        self.start_step = start_step
-        self.n_steps = n_steps
-        self.local = batch_size // world_size
-        self.first = rank * self.local
-        self.hide_share = hide_share
-        self.pin_memory = pin_memory
-        self.places = choose_places(
-            rule,
-            seed=seed,
-            n_tokens=n_tokens,
-            n_sequences=micro_batch_size,
-            hide_share=hide_share,
+    rule: Rule
+    _: KW_ONLY
+    seed: int
+    n_tokens: int
+    batch_size: int
+    micro_batch_size: int
+    start_step: int
+    n_steps: int
+    """The step before which it ends."""
+    rank: int = 0
+    world_size: int = 1
+    hide_share: float | None = None
+    pin_memory: bool = False
+
+    def __post_init__(self) -> None:
+        """Finds a number of places that nearly no micro-batch exceeds: the mean plus six deviations
+        of what 1,024 sequences of the stream itself hide.
+        """
+        self.local = self.batch_size // self.world_size
+        n, counts = self.micro_batch_size, self._make(0, 1024).hidden.sum(axis=1)
+        wanted = n * counts.mean() + 6 * math.sqrt(n) * counts.std()
+        self.places = int(min(math.ceil(wanted / ROUND) * ROUND, n * self.n_tokens))
+
+    def _make(self, start: int, n_sequences: int) -> Masked:
+        return make_batch(
+            self.rule,
+            seed=self.seed,
+            start=start,
+            n_sequences=n_sequences,
+            n_tokens=self.n_tokens,
+            hide_share=self.hide_share,
         )
 
     def __len__(self) -> int:
@@ -129,16 +110,9 @@ class SequenceLoader:
 
     def step(self, step: int) -> Iterator[WarmupBatch]:
         """Yields the micro-batches of one step."""
-        whole = make_batch(
-            self.rule,
-            seed=self.seed,
-            start=step * self.batch_size,
-            n_sequences=self.batch_size,
-            n_tokens=self.n_tokens,
-            hide_share=self.hide_share,
-        )
-        n_hidden = int(whole.hidden.sum())
-        for begin in range(self.first, self.first + self.local, self.micro_batch_size):
+        whole = self._make(step * self.batch_size, self.batch_size)
+        n_hidden, first = int(whole.hidden.sum()), self.rank * self.local
+        for begin in range(first, first + self.local, self.micro_batch_size):
             part = slice(begin, begin + self.micro_batch_size)
             batch = pack(
                 whole.input_ids[part], whole.target_ids[part], n_hidden=n_hidden, places=self.places
@@ -148,34 +122,14 @@ class SequenceLoader:
             yield batch
 
     def __iter__(self) -> Iterator[WarmupBatch]:
-        ahead: queue.Queue[Any] = queue.Queue(maxsize=AHEAD)
-        stop = threading.Event()
-
-        def put(item: Any) -> bool:
-            while not stop.is_set():
-                try:
-                    ahead.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-                return True
-            return False
-
-        def generate() -> None:
-            try:
-                for step in range(self.start_step, self.n_steps):
-                    if not all(put(batch) for batch in self.step(step)):
-                        return
-                put(None)
-            except BaseException as error:  # handed to the training thread, which raises it
-                put(error)
-
-        thread = threading.Thread(target=generate, name="sequences", daemon=True)
-        thread.start()
+        ahead: deque[Future[list[WarmupBatch]]] = deque()
+        thread = ThreadPoolExecutor(1, thread_name_prefix="sequences")
         try:
-            while (item := ahead.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            for step in range(self.start_step, self.n_steps):
+                ahead.append(thread.submit(list, self.step(step)))
+                if len(ahead) > AHEAD:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
         finally:
-            stop.set()
-            thread.join()
+            thread.shutdown(cancel_futures=True)
