@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from vitwarm.config import SweepConfig, TrainRun, WarmupRun, load_config
 from vitwarm.config.fields import LABEL, fields_of
 from vitwarm.config.reading import read_word, value_of
 from vitwarm.errors import TrainingFailed, VitwarmError
+from vitwarm.loop.start import time_step
 from vitwarm.sweep import run_sweep, show_plan
 from vitwarm.training import plan_training, run_training
 from vitwarm.warmup import plan_warmup, run_warmup
@@ -236,6 +238,9 @@ def test_memory_that_runs_out_is_said_with_what_helps(shards: Path, tmp_path: Pa
         run_training(config)
     (failure,) = tmp_path.rglob("failure.json")
     assert "train.grad_checkpointing" in failure.read_text()
+    # A dry run times a few samples alone, and no start of it is there to go on from.
+    with pytest.raises(TrainingFailed, match=r"ran out with 3 samples .* stays the same\.$"):
+        time_step(plan_training(config), lambda: torch.empty(1 << 44), n_samples=3)
 
 
 @pytest.mark.slow

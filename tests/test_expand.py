@@ -18,6 +18,8 @@ from vitwarm.errors import ConfigError, HandoffError, ModelError
 from vitwarm.handoff import attach
 from vitwarm.inits import make_init, write_init
 from vitwarm.sweep.checks import spell_out
+from vitwarm.sweep.rows import InitConfig
+from vitwarm.sweep.stages import check_init
 from vitwarm.trunk import Trunk, build_model, load_trunk, save_trunk
 
 VIT = "vit_tiny_patch16_224"
@@ -320,10 +322,39 @@ def test_the_command_writes_a_trunk_and_says_where_each_tensor_is_from(
     assert re.search(r"blocks\.3\.attn\.qkv\.weight .*: blocks\.1\.attn\.qkv\.weight, tiled", said)
     assert "note: the width grew 1.333 times (12 to 16)" in said
     assert json.loads(load_trunk(out).metadata["expansion"])["scale"] == "none"
+    assert main([*words, *kwargs, "--img-size", "64"]) == 0
+    assert json.loads(load_trunk(out).metadata["model_args"])["img_size"] == [64, 64]
+    with pytest.raises(SystemExit):
+        main([*words, "--model-kwargs", "{depth: 6}"])
+    assert "'{depth: 6}' is no JSON" in capsys.readouterr().err
     assert main([*words, "--scope", "mlp"]) == 2
     assert "--scope has no effect on an expansion" in capsys.readouterr().err
     assert main(["handoff", str(core.path), "--out", str(tmp_path), "--scale", "fro"]) == 2
     assert "write expand before the trunk" in capsys.readouterr().err
+
+
+def test_a_core_without_its_last_norm_leaves_that_fresh(core: Trunk, tmp_path: Path) -> None:
+    tensors = {name: t for name, t in core.tensors.items() if not name.startswith("norm.")}
+    metadata = {**core.metadata, "partial": "true"}
+    partial = load_trunk(save_trunk(tmp_path / "p.safetensors", tensors, metadata))
+    made, whole = (expand(c, to=shape(n_heads=6)) for c in (partial, core))
+    assert made.facts["partial"] == "true"
+    assert set(whole.tensors) - set(made.tensors) == {"norm.weight", "norm.bias"}
+    assert all(torch.equal(tensor, whole.tensors[name]) for name, tensor in made.tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "says"),
+    [("scale", "foo", "allowed are none, fro"), ("depth", "deep", "core, stack, interleave")],
+)
+def test_a_choice_that_there_is_not_is_refused_before_anything_runs(
+    name: str, word: str, says: str
+) -> None:
+    config = InitConfig(name="expand", path="x", model=VIT, model_kwargs={}, seed=0,
+                        params={"core": "x", name: word})  # fmt: skip
+    with pytest.raises(ConfigError, match=rf"init_params\.{name} of 'expand' is '{word}'.*{says}"):
+        check_init(config)
+    check_init(dataclasses.replace(config, params={"core": "x"}))
 
 
 def test_an_arm_of_a_core_is_an_initialiser() -> None:

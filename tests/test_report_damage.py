@@ -153,6 +153,8 @@ def test_damage_beside_the_record_is_named_too(runs: Path) -> None:
     for name in ("dyck-100-1", "dyck-100-2", "default-100-2", "other/manifest.json"):
         assert any(name in text for text in left_out.problems)
     assert len(left_out.problems) == 4
+    assert any("line 1, column 4" in text for text in left_out.problems)  # of `a: [1`
+    assert not any(" at 0x" in text for text in left_out.problems)
     done = [line for one in paths.analyses for line in one.runs if line.state == "finished"]
     assert len(done) == 3
 

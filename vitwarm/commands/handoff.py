@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", help="export folder; of graft, expand, import: the trunk file")
     add("--model", help="timm model name; default: the one that was warmed up")
     warmed = "default: as it was warmed up"
-    add("--model-kwargs", type=json.loads, metavar="JSON", help=f"for timm.create_model; {warmed}")
+    add("--model-kwargs", type=_read_json, metavar="JSON", help=f"for timm.create_model; {warmed}")
     add("--num-classes", type=int, help="default: the model's own")
     add("--img-size", type=_read_sides, help=f"pixels, 224 or 192x256; {warmed}")
     add("--scope", default="all", choices=["all", "blocks", "attention", "mlp"])
@@ -149,6 +149,15 @@ def _push(args: argparse.Namespace) -> int:
     return 0
 
 
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no JSON ({error}); write '{{\"depth\": 3}}'"
+        ) from error
+
+
 def _read_sides(text: str) -> int | tuple[int, ...]:
     """`224`, or `192x256`, the height first."""
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
@@ -164,8 +173,13 @@ def _model_kwargs(args: argparse.Namespace, model: str, facts: dict[str, str]) -
         kwargs = _checked(args.model_kwargs)
     elif facts.get("model") == model.split(".")[0] and "model_args" in facts:
         kwargs = json.loads(facts["model_args"])
+    return kwargs | _asked(args)
+
+
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of the model that are options of their own."""
     asked = {name: getattr(args, name) for name in ("num_classes", "img_size")}
-    return kwargs | {name: value for name, value in asked.items() if value is not None}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _checked(model_kwargs: Any) -> dict[str, Any]:
@@ -187,7 +201,7 @@ def _checked(model_kwargs: Any) -> dict[str, Any]:
 def _refuse_unused(args: argparse.Namespace, what: str, *more: str) -> None:
     """Refuses options of a hand-off on what only makes a trunk file."""
     plain = {"scope": "all", "seed": 0, "allow_failed": False}
-    names = ["num_classes", "img_size", "scope", "blocks", "seed", "allow_failed", *more]
+    names = ["num_classes", "scope", "blocks", "seed", "allow_failed", *more]
     unused = [
         f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != plain.get(name)
     ]
@@ -204,7 +218,7 @@ def _import(args: argparse.Namespace) -> int:
     _refuse_unused(args, "an import", "attention_of", "first_blocks")
     from vitwarm.trunk import import_weights
 
-    kwargs = _checked(args.model_kwargs or {})
+    kwargs = _checked(args.model_kwargs or {}) | _asked(args)
     made = import_weights(args.trunks[1], args.out, model=args.model, **kwargs)
     facts = {**made.trunk.facts, "content_sha256": made.trunk.sha256}
     print(json.dumps(facts) if args.json else f"{made.summary()}\nwrote {made.trunk.path}")
@@ -217,7 +231,7 @@ def _graft(args: argparse.Namespace) -> int:
             f"graft takes two trunks, not {len(args.trunks) - 1}: vitwarm handoff graft A B "
             "--attention-of A --out FILE."
         )
-    _refuse_unused(args, "a graft", "model", "model_kwargs")
+    _refuse_unused(args, "a graft", "model", "model_kwargs", "img_size")
     from vitwarm.inits import write_init
 
     parts = {"a": args.trunks[1], "b": args.trunks[2], "attention_of": args.attention_of}
@@ -235,7 +249,8 @@ def _expand(args: argparse.Namespace) -> int:
     from vitwarm.inits import write_init
 
     how = {name: given for name in _EXPANSION if (given := getattr(args, name)) is not None}
-    how |= {"model_kwargs": _checked(args.model_kwargs or {}), "core": args.trunks[1]}
+    kwargs = _checked(args.model_kwargs or {}) | _asked(args)
+    how |= {"model_kwargs": kwargs, "core": args.trunks[1]}
     return _show_made(write_init("expand", args.out, model=args.model, seed=0, **how), args)
 
 

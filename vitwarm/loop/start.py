@@ -135,8 +135,12 @@ def find_loss(error: RuntimeError) -> str | None:
 
 
 @contextmanager
-def memory_in_words(plan: Plan) -> Iterator[None]:
-    """Raises: TrainingFailed: memory ran out; what makes a step smaller and changes no result."""
+def memory_in_words(plan: Plan, n_samples: int | None = None) -> Iterator[None]:
+    """Raises: TrainingFailed: memory ran out; what makes a step smaller and changes no result.
+
+    Args:
+        n_samples: of a pass that only takes its time; None: a run's own micro-batch.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch has a class of its own on GPUs alone
@@ -144,11 +148,13 @@ def memory_in_words(plan: Plan) -> Iterator[None]:
         if not short and "DefaultCPUAllocator" not in str(error):
             raise
         section = "warmup" if isinstance(plan.config, WarmupRun) else "train"
+        goes_on = ", and the same command with it goes on from the last checkpoint"
         raise TrainingFailed(
-            f"The memory of the {plan.device.type} ran out with {plan.cut.micro_batch_size} "
+            f"The memory of the {plan.device.type} ran out with "
+            f"{n_samples or plan.cut.micro_batch_size} "
             f"samples in a forward pass. Use {section}.micro_batch_size with a smaller number, or "
-            f"{section}.grad_checkpointing=true: the result stays the same, and the same command "
-            "with it goes on from the last checkpoint."
+            f"{section}.grad_checkpointing=true: the result stays the same"
+            f"{'' if n_samples else goes_on}."
         ) from error
 
 
@@ -249,15 +255,17 @@ def time_step(plan: Plan, forward: Callable[[], Tensor], *, n_samples: int) -> f
 
     Args:
         forward: computes the loss of `n_samples` samples.
+    Raises: TrainingFailed: as `memory_in_words`.
     """
     device, times = plan.device, []
     for _ in range(3):
         began = time.perf_counter()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=plan.numbers.bf16):
-            loss = forward()
-        loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        with memory_in_words(plan, n_samples):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=plan.numbers.bf16):
+                loss = forward()
+            loss.backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
     return min(times) * plan.cut.batch_size / n_samples / plan.world.size
 

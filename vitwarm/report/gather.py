@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 
 from vitwarm.errors import ReportError, RunError
@@ -281,8 +282,10 @@ def _check_text(plain: Any) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error) if isinstance(error, ValueError | OSError) else repr(error)
-    return (text or repr(error)).splitlines()[0]
+    # YAML says in several lines what is wrong and where; what it is made of holds addresses.
+    is_plain = isinstance(error, ValueError | OSError | yaml.YAMLError)
+    text = str(error) if is_plain else repr(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _leave_out_doubles(section: Section) -> None:

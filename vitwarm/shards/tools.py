@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     info = commands.add_parser("info", help="counts, classes, sizes")
     check = commands.add_parser("check", help="find everything that is wrong with shards")
     check.add_argument("--no-decode", action="store_true", help="headers and labels only")
-    check.add_argument("--workers", type=int, help="processes that decode; default: all cores")
+    check.add_argument(
+        "--workers", type=_read_count, help="processes that decode; default: all cores"
+    )
     part = commands.add_parser("materialise", help="write a fraction as new tars")
     for one in (info, check, part):
         one.add_argument("source", help="a folder of tars, DIR/SPLIT or a pattern")
@@ -79,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("images-per-shard", 1250, "about"),
     ):
         fractals.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default:,})")
-    fractals.add_argument("--workers", type=int, help="processes that draw; default: all cores")
+    fractals.add_argument(
+        "--workers", type=_read_count, help="processes that draw; default: all cores"
+    )
     voc = commands.add_parser("voc", help="write Pascal VOC with its masks and boxes")
     voc.add_argument("source", type=Path, help="a folder such as VOCdevkit/VOC2012")
     voc.add_argument("out", type=Path, help="folder for the new tars")
@@ -106,6 +110,12 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="what the tars are called; default: the folder's name")
     parser.add_argument("--images-per-shard", type=int, default=1250)
     parser.add_argument("--seed", type=int, default=0, help="of the order they are written in")
+
+
+def _read_count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count; write 1 or more")
+    return int(text)
 
 
 def _share(text: str) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from vitwarm.config import SweepConfig, TrainRun, WarmupRun
 from vitwarm.sweep.rows import Config, InitConfig
@@ -108,6 +108,17 @@ def check_init(config: InitConfig) -> None:
             f"init_params of {config.name!r} are {sorted(config.params)}; {error}. "
             "Fix them in the sweep's recipe."
         ) from error
+    for name, hint in get_type_hints(INITS[config.name]).items():
+        words = [word for part in (hint, *get_args(hint)) for word in _choices(part)]
+        if words and config.params.get(name) not in (None, *words):
+            raise ConfigError(
+                f"init_params.{name} of {config.name!r} is {config.params[name]!r}; allowed are "
+                f"{', '.join(words)}."
+            )
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def check_trunk(label: str, warm: WarmupRun, train: TrainRun) -> None:

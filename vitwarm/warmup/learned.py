@@ -14,10 +14,10 @@ from torch import nn
 from vitwarm.loop.meters import Metrics
 from vitwarm.loop.module import StepCallback
 from vitwarm.records import Record, RunFolder, read_metrics
+from vitwarm.rules import held_out_seed
 from vitwarm.rules.baselines import order_blind_accuracy
 from vitwarm.rules.masking import Masked, make_batch
 from vitwarm.rules.stats import hidden_groups, octave_name
-from vitwarm.seeding import seed_of
 from vitwarm.trunk import blocks_of
 from vitwarm.units import format_seconds
 from vitwarm.warmup.module import WarmupModule, hidden_loss
@@ -109,7 +109,7 @@ def held_out_batch(plan: WarmupPlan, start: int, n_sequences: int) -> Masked:
     """Returns rows [start, start + n_sequences) of the sequences that no training step reads."""
     return make_batch(
         plan.rule,
-        seed=seed_of(plan.config.seed, "held-out"),
+        seed=held_out_seed(plan.config.seed),
         start=plan.rule.evaluation_start + start,  # a curriculum: its last stage
         n_sequences=n_sequences,
         n_tokens=plan.n_tokens,
