@@ -15,9 +15,11 @@ from hub_server import running_hub
 from safetensors.torch import save
 
 from vitwarm.cli import main
+from vitwarm.config import TrainRun, load_config
 from vitwarm.errors import TrunkError
 from vitwarm.handoff import attach, export_model
 from vitwarm.inits import make_init
+from vitwarm.training.plan import _arm
 from vitwarm.trunk import build_model, load_trunk, push, trunk_names
 from vitwarm.trunk.file import content_sha256
 
@@ -48,7 +50,10 @@ def test_the_trunk_of_an_export_is_carried_and_the_rest_is_fresh(
     assert all(torch.equal(vit.state_dict()[n], default[n]) for n in audit.fresh)
     assert {e.source for e in audit.entries if e.state == "carried"} == {str(source)}
     assert load_trunk(source).sha256 == load_trunk(trained / "export").sha256
-    assert load_trunk(source).metadata["source"] == f"image model {source}"
+    trunk = load_trunk(source)
+    assert trunk.metadata["source"] == f"image model {source}"
+    config = load_config(TrainRun, None, ["data.train=x", "data.val=y"])
+    assert _arm(config, trunk) == f"image model {trained.name}"  # in tables, no path
 
 
 def test_it_can_be_expanded_and_leaves_the_random_numbers_alone(trained: Path) -> None:

@@ -291,4 +291,8 @@ def _arm(config: TrainRun, trunk: Trunk | None) -> str:
         return "default"
     rule = trunk.facts.get("rule")
     name = rule.get("name") if isinstance(rule, dict) else None
-    return str(name or trunk.metadata.get("source") or (trunk.path.stem if trunk.path else "trunk"))
+    source = trunk.metadata.get("source", "")
+    if trunk.path and source.endswith(str(trunk.path)):  # of an image model; no path in a table
+        folder = trunk.path.parent if trunk.path.name.startswith("export") else trunk.path
+        source = source.removesuffix(str(trunk.path)) + folder.name
+    return str(name or source or (trunk.path.stem if trunk.path else "trunk"))

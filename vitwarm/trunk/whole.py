@@ -44,8 +44,4 @@ def read_whole(name: str, text: str) -> tuple[dict[str, Tensor], dict[str, str]]
         ) from error
     state = vit.state_dict()
     tensors = {name: state[name] for name in trunk_names(vit)}
-    folder = Path(text).expanduser()
-    if folder.exists():  # records and tables show it: no path of this machine
-        folder = folder.resolve()
-        text = folder.parent.name if folder.name.startswith("export") else folder.name
     return tensors, {**model_facts(vit), "source": f"image model {text}"}
