@@ -80,13 +80,9 @@ def expand(
     how = Widening(head_size=old.width // old.heads, width=width, order=order, **tiling)
     tensors, sources = {}, {}
     for name, shape in _shapes(vit).items():
-        theirs, inner = _source_of(name, source, blocks)
-        if theirs not in source.tensors:
-            if source.is_partial and not BLOCK.match(name):
-                continue  # the last norm, which an imported file may lack: it starts fresh
-            raise HandoffError(
-                f"{where}: the model has {name!r}, and the trunk lacks {theirs!r}. {_SET_ALIKE}"
-            )
+        theirs, inner = _source_of(name, source, blocks, where)
+        if not theirs:
+            continue
         tensors[name], rule = widen(inner, source.tensors[theirs], shape, how)
         sources[name] = f"{label(source)}: {theirs}, {rule}"
     _check_nothing_left(source, blocks, set(tensors), where)
@@ -196,12 +192,23 @@ def _blocks_taken(old: int, new: int, by: Depth, where: str) -> list[int]:
     return [i % old if by == "stack" else i * old // new for i in range(new)]
 
 
-def _source_of(name: str, trunk: Trunk, blocks: list[int]) -> tuple[str, str]:
-    """The trunk's name of a model's tensor, and its name inside the block."""
+def _source_of(name: str, trunk: Trunk, blocks: list[int], where: str) -> tuple[str, str]:
+    """The trunk's name of a model's tensor, and its name inside the block.
+
+    No name for the last norm of a file that lacks it (some that were imported): it starts fresh.
+    """
     if match := BLOCK.match(name):
         inner = name[match.end() + 1 :]
-        return f"blocks.{blocks[_number(match[0])]}.{inner}", inner
-    return named_as(trunk.tensors, [name]).get(name, name), name
+        theirs = f"blocks.{blocks[_number(match[0])]}.{inner}"
+    else:
+        inner, theirs = name, named_as(trunk.tensors, [name]).get(name, name)
+    if theirs in trunk.tensors:
+        return theirs, inner
+    if trunk.is_partial and not match:
+        return "", inner
+    raise HandoffError(
+        f"{where}: the model has {name!r}, and the trunk lacks {theirs!r}. {_SET_ALIKE}"
+    )
 
 
 def _check_nothing_left(trunk: Trunk, blocks: list[int], made: set[str], where: str) -> None:
