@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from test_sweep_plan import write_recipes
 
 from vitwarm.config import RunConfig, SweepConfig, load_config
 from vitwarm.errors import ConfigError
-from vitwarm.records import read_records
+from vitwarm.records import lock_folder, read_records
 from vitwarm.report.analyse import analyse
 from vitwarm.report.gather import gather
 from vitwarm.sweep import run_sweep, show_plan
@@ -159,6 +161,53 @@ def test_sweeps_share_the_runs_that_are_equal(tmp_path: Path) -> None:
     other, _ = sweep_of(tmp_path, SWEEP, "name=other", "over.data.fraction=[1.0]", "seeds=[0]")
     assert [d.row.arms[0] for d in other.done if d.before] == ["default"]
     assert len(gather([tmp_path / "runs"])) == 2
+
+
+def test_a_run_that_another_process_is_at_is_waited_for(tmp_path: Path) -> None:
+    config, path = config_of(tmp_path, SWEEP.replace("slots: 2", "slots: 1"))
+    plan = make_plan(config, recipe=path, stages=FAKE)
+    (first,) = [row for row in plan.rows if row.kind == "warmup"]
+    assert first.folder is not None
+
+    def hold(taken: threading.Event) -> None:
+        with lock_folder(Path(str(first.folder))):
+            taken.set()
+            time.sleep(3)
+
+    taken = threading.Event()
+    other = threading.Thread(target=hold, args=[taken])
+    other.start()
+    assert taken.wait(10)
+    said: list[str] = []
+    result = run_sweep(config, recipe=path, stages=FAKE, say=said.append)
+    other.join()
+    assert result.exit_code == 0
+    assert [line for line in said if line.startswith("waiting")] == [
+        f"waiting  warm-up dyck · seed 0: process {os.getpid()} on {socket.gethostname()} works on "
+        f"{first.folder}"
+    ]
+
+
+def test_two_sweeps_at_once_share_their_rows(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from test_sweep_execute import *\n"
+        "if __name__ == '__main__':\n"
+        "    result, _ = sweep_of(Path(sys.argv[1]), SWEEP, f'name={sys.argv[2]}')\n"
+        "    print([(d.state, d.reason) for d in result.done if d.state != 'finished'])\n"
+        "    sys.exit(result.exit_code)\n"
+    )
+    script = tmp_path / "go.py"
+    script.write_text(code)
+    config_of(tmp_path, SWEEP)  # both read the same recipes
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path.cwd()}"}
+    both = [
+        subprocess.Popen([sys.executable, str(script), str(tmp_path), name], env=environment,
+                         stdout=subprocess.PIPE, text=True)
+        for name in ("one", "two")
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert len(read_records(tmp_path / "runs")) == 17
 
 
 def test_what_a_stop_leaves_is_resumed(tmp_path: Path) -> None:

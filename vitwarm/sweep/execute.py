@@ -21,7 +21,7 @@ from typing import Any
 from vitwarm.config import RunConfig, TrainRun
 from vitwarm.errors import Stopped, VitwarmError
 from vitwarm.interrupts import Interrupts
-from vitwarm.records import RunFolder, lock_folder
+from vitwarm.records import RunFolder, lock_folder, lock_holder
 from vitwarm.sweep.plan import resolve
 from vitwarm.sweep.rows import (
     Config,
@@ -213,6 +213,8 @@ class _Executor:
     """Every process that was started and not closed."""
     busy: dict[str, tuple[Worker, Row]] = field(default_factory=dict)
     free: list[Environment] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
+    """Rows whose wait for another process was said."""
 
     def run(self) -> SweepResult:
         """Runs what is missing. Whatever goes wrong in here, no worker outlives it."""
@@ -226,7 +228,7 @@ class _Executor:
                     self.line.begin(waiting, len(self.free))
                 while (waiting or self.busy) and not interrupts.first:
                     waiting = self._start(waiting)
-                    self._collect()
+                    waiting += self._collect()
                     waiting = self._settle(waiting)
                 if interrupts.first:
                     self._stop(interrupts.first)
@@ -257,7 +259,7 @@ class _Executor:
             idle = [worker for worker in self.workers if not worker.is_busy]
             found = self.board.look(row) if idle or self.free else None
             taken = {ready.folder for _, ready in self.busy.values()}
-            if not isinstance(found, Row) or found.folder in taken:
+            if not isinstance(found, Row) or found.folder in taken or self._is_elsewhere(found):
                 left.append(row)
                 continue
             if not idle:
@@ -270,8 +272,20 @@ class _Executor:
             worker.send(Job(config, self._log(row)))
         return left
 
-    def _collect(self) -> None:
-        """Waits for a moment, then takes in what has ended; a dead worker frees its slot."""
+    def _is_elsewhere(self, row: Row) -> bool:
+        """Whether another sweep, or a run by itself, is at the row now: its result will do."""
+        holder = lock_holder(row.folder) if row.folder and row.kind != "init" else None
+        if holder and row.key not in self.told:
+            self.told.add(row.key)
+            self.line.say(f"waiting  {describe_row(row)}: {holder} works on {row.folder}")
+        return holder is not None
+
+    def _collect(self) -> list[Row]:
+        """Waits for a moment, then takes in what has ended; a dead worker frees its slot.
+
+        Returns: rows that another process took in the moment between look and start.
+        """
+        lost = []
         workers = [worker for worker, _ in self.busy.values()]
         handles: list[Any] = [worker.connection for worker in workers]
         handles += [worker.process.sentinel for worker in workers]
@@ -281,14 +295,18 @@ class _Executor:
             if outcome is None:
                 continue
             del self.busy[row.key]
-            done = self.board.finish(row, outcome, self._log(row))
-            self.board.add(done)
-            self.line.tell(done, outcome.seconds)
+            if outcome.state == "failed" and self._is_elsewhere(row):
+                lost.append(self.board.plan.row(row.key))
+            else:
+                done = self.board.finish(row, outcome, self._log(row))
+                self.board.add(done)
+                self.line.tell(done, outcome.seconds)
             if not worker.process.is_alive():
                 worker.close()
                 self.workers.remove(worker)
                 self.free.append(worker.environment)
         self.line.refresh(len(self.busy))
+        return lost
 
     def _stop(self, signum: int) -> None:
         """Lets the runs in progress save. Raises: Stopped."""
