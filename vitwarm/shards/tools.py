@@ -81,9 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("images-per-shard", 1250, "about"),
     ):
         fractals.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default:,})")
-    fractals.add_argument(
-        "--workers", type=_read_count, help="processes that draw; default: all cores"
-    )
+    fractals.add_argument("--workers", type=int, help="processes that draw; default: all cores")
     voc = commands.add_parser("voc", help="write Pascal VOC with its masks and boxes")
     voc.add_argument("source", type=Path, help="a folder such as VOCdevkit/VOC2012")
     voc.add_argument("out", type=Path, help="folder for the new tars")
