@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,16 @@ def test_squares_on_noise_are_found(
     # The boxes of other images are not found: the figure can fail.
     other = probe(tmp_path, attentive_model(), write_scenes(tmp_path / "s", boxes="shuffled"))
     assert other["corloc_attention"] < 40
+
+
+def test_the_pages_example_makes_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parent.parent / "docs/probe.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    found = probe(tmp_path, attentive_model(), Path("scenes.tar"))
+    assert (found["n_masked"], found["n_boxed"]) == (64, 64)
+    assert found["corloc_attention"] >= 95
 
 
 def test_a_cold_start_separates_bright_from_dark(tmp_path: Path, scenes: Path) -> None:
