@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from vitwarm.cli import main
 from vitwarm.errors import ConfigError, HandoffError, ModelError
 from vitwarm.handoff import attach
 from vitwarm.inits import INITS, make_init, write_init
@@ -253,6 +254,32 @@ def test_mixed_is_the_sum_and_has_timms_norms(
         else:
             torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-7)
     assert made.facts["made_from_sha256"] == warmed.sha256
+
+
+def test_the_command_mixes_a_trunk_and_says_of_what(
+    warmed: Trunk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mixed.safetensors"
+    words = ["handoff", "mix", str(warmed.path), "--out", str(out)]
+    assert main([*words, "--warmed", "0.4", "--fresh", "0.1", "--seed", "3"]) == 0
+    said = capsys.readouterr().out
+    name = r"blocks\.1\.mlp\.fc1\.weight"
+    assert re.search(rf"{name} .*: 0\.4 x {name} \+ 0\.1 x timm's start of seed 3", said)
+    made = make_init("mixed", model=VIT, model_kwargs=SMALL, seed=3, trunk=warmed, warmed=0.4,
+                     fresh=0.1)  # fmt: skip
+    mixed = load_trunk(out)
+    assert all(torch.equal(tensor, mixed.tensors[name]) for name, tensor in made.tensors.items())
+    _, audit = attach(out, model=VIT, **SMALL)
+    assert set(audit.carried) == set(warmed.tensors)
+    for more, says in (
+        (["--scale", "fro"], "write expand before the trunk"),
+        (["--scope", "mlp"], "--scope has no effect on a mix"),
+        (["--model", VIT], "--model has no effect on a mix"),
+    ):
+        assert main([*words, *more]) == 2
+        assert says in capsys.readouterr().err
+    assert main(["handoff", str(warmed.path), "--out", str(tmp_path), "--warmed", "0.4"]) == 2
+    assert "write mix before the trunk" in capsys.readouterr().err
 
 
 def test_mixed_says_what_does_not_fit(warmed: Trunk) -> None:

@@ -42,7 +42,7 @@ complete -o default -F _vitwarm vitwarm
 
 
 #: What the first word of a command may be beside a path.
-_FIRST = {"handoff": ("graft", "expand", "import", "push")}
+_FIRST = {"handoff": ("graft", "expand", "mix", "import", "push")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@
     vitwarm handoff graft RUN_A RUN_B --attention-of A --out grafted.safetensors
     vitwarm handoff graft RUN_A RUN_B --first-blocks 6 --out grafted.safetensors
     vitwarm handoff expand CORE --model vit_base_patch16_224 --out base.safetensors
+    vitwarm handoff mix RUN --warmed 0.4 --fresh 0.1 --out shrunk.safetensors
     vitwarm handoff import mae_pretrain_vit_base.pth --out mae.safetensors
     vitwarm handoff push RUN hf-hub:OWNER/NAME --private
 
@@ -29,22 +30,25 @@ from vitwarm.files import write_text
 if TYPE_CHECKING:
     from vitwarm.trunk import Trunk
 
-#: What `expand` alone takes.
-_EXPANSION = ("depth", "width", "scale", "vectors", "order")
+#: What one kind of trunk file alone takes, and an example of it.
+_ONLY = {
+    "expand": (("depth", "width", "scale", "vectors", "order"), "CORE --model NAME --out FILE"),
+    "mix": (("warmed", "fresh", "norms"), "RUN --warmed 0.4 --fresh 0.1 --out FILE"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments; the first word may be graft, expand, import or push."""
+    """Adds the command's arguments; the first word may be graft, expand, mix, import or push."""
     add = parser.add_argument
     add(
         "trunks",
         nargs="+",
         metavar="TRUNK",
         help="run folder, trunk file, shipped name or hf-hub:OWNER/NAME; `none`: the default arm; "
-        "or `graft A B`, `expand A`, `import FILE` (.safetensors, .pth, .pt), "
+        "or `graft A B`, `expand A`, `mix A`, `import FILE` (.safetensors, .pth, .pt), "
         "`push A hf-hub:OWNER/NAME`",
     )
-    add("--out", help="export folder; of graft, expand, import: the trunk file")
+    add("--out", help="export folder; of graft, expand, mix, import: the trunk file")
     add("--model", help="timm model name; default: the one that was warmed up")
     warmed = "default: as it was warmed up"
     add("--model-kwargs", type=_read_json, metavar="JSON", help=f"for timm.create_model; {warmed}")
@@ -63,6 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--scale", choices=["none", "fro"], help="expand, tiled: (default fro)")
     add("--vectors", choices=["published", "tiled"], help="expand, tiled: biases and norms")
     add("--order", choices=["cyclic", "each"], help="expand: (default cyclic)")
+    add("--warmed", type=float, help="mix: factor of the trunk (default 1)")
+    add("--fresh", type=float, help="mix: factor of a start by timm, of --seed (default 0)")
+    add("--norms", choices=["kept", "timm"], help="mix: timm gives matrices the size of timm's")
     add("--private", action="store_true", help="push: a new repository is private")
     add("--json", action="store_true", help="print the audit as JSON")
 
@@ -75,19 +82,18 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--private has no effect here; it belongs to vitwarm handoff push.")
     if not args.out:
         raise ConfigError(
-            "--out is not given; name the folder (of graft, expand, import: the file) to write."
+            "--out is not given; name the folder (the file of graft, expand, mix, import) to write."
         )
-    if args.trunks[0] == "expand":
-        return _expand(args)
-    if given := [f"--{name}" for name in _EXPANSION if getattr(args, name) is not None]:
-        raise ConfigError(
-            f"{', '.join(given)} has no effect here; write expand before the trunk: vitwarm "
-            "handoff expand CORE --model NAME --out FILE."
-        )
-    if args.trunks[0] == "graft":
-        return _graft(args)
-    if args.trunks[0] == "import":
-        return _import(args)
+    for word, (names, example) in _ONLY.items():
+        given = [f"--{name}" for name in names if getattr(args, name) is not None]
+        if given and args.trunks[0] != word:
+            raise ConfigError(
+                f"{', '.join(given)} has no effect here; write {word} before the trunk: vitwarm "
+                f"handoff {word} {example}."
+            )
+    makers = {"expand": _expand, "graft": _graft, "import": _import, "mix": _mix}
+    if args.trunks[0] in makers:
+        return makers[args.trunks[0]](args)
     if len(args.trunks) != 1:
         raise ConfigError(
             f"handoff takes one trunk, not {len(args.trunks)} ({', '.join(args.trunks)}). "
@@ -198,12 +204,14 @@ def _checked(model_kwargs: Any) -> dict[str, Any]:
     return model_kwargs
 
 
-def _refuse_unused(args: argparse.Namespace, what: str, *more: str) -> None:
+def _refuse_unused(args: argparse.Namespace, what: str, *more: str, but: str = "") -> None:
     """Refuses options of a hand-off on what only makes a trunk file."""
     plain = {"scope": "all", "seed": 0, "allow_failed": False}
     names = ["num_classes", "scope", "blocks", "seed", "allow_failed", *more]
     unused = [
-        f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != plain.get(name)
+        f"--{name.replace('_', '-')}"
+        for name in names
+        if name != but and getattr(args, name) != plain.get(name)
     ]
     if unused:
         raise ConfigError(
@@ -248,10 +256,28 @@ def _expand(args: argparse.Namespace) -> int:
     _refuse_unused(args, "an expansion", "attention_of", "first_blocks")
     from vitwarm.inits import write_init
 
-    how = {name: given for name in _EXPANSION if (given := getattr(args, name)) is not None}
+    how = _given(args, "expand")
     kwargs = _checked(args.model_kwargs or {}) | _asked(args)
     how |= {"model_kwargs": kwargs, "core": args.trunks[1]}
     return _show_made(write_init("expand", args.out, model=args.model, seed=0, **how), args)
+
+
+def _mix(args: argparse.Namespace) -> int:
+    if len(args.trunks) != 2:
+        raise ConfigError(f"mix takes one trunk: vitwarm handoff mix {_ONLY['mix'][1]}.")
+    theirs = ("model", "model_kwargs", "img_size", "attention_of", "first_blocks")
+    _refuse_unused(args, "a mix", *theirs, but="seed")
+    from vitwarm.inits import write_init
+    from vitwarm.trunk import load_trunk
+
+    facts = load_trunk(args.trunks[1]).facts
+    how = {**_given(args, "mix"), "model_kwargs": facts.get("model_args")}
+    how |= {"model": facts.get("model", ""), "trunk": args.trunks[1]}
+    return _show_made(write_init("mixed", args.out, seed=args.seed, **how), args)
+
+
+def _given(args: argparse.Namespace, word: str) -> dict[str, Any]:
+    return {name: given for name in _ONLY[word][0] if (given := getattr(args, name)) is not None}
 
 
 def _show_made(path: Path, args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ names of their own.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -154,4 +155,7 @@ def mixed(
         return total
 
     tensors = {name: mix(name, tensor) for name, tensor in source.tensors.items()}
-    return Made(tensors, facts_of(source))
+    also = f" + {fresh:g} x timm's start of seed {seed}" if fresh else ""
+    also += ", matrices at timm's norms" if norms == "timm" else ""
+    sources = {name: f"{label(source)}: {warmed:g} x {name}{also}" for name in tensors}
+    return Made(tensors, {**facts_of(source), "sources": json.dumps(sources)})
