@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *ROOT.glob("data/*.md")]
 #: At the end of a command, so that it takes seconds: what each stage gets.
 TOY = {
+    "mix": "",  # of a hand-off
     "warmup": "warmup.budget=2steps warmup.batch_size=2 warmup.eval_sequences=2 run.device=cpu",
     "train": "train.steps=2 train.batch_size=4 train.evaluations=1 train.micro_batch_size=2 "
     "run.device=cpu run.workers=0 handoff.allow_failed=true",
