@@ -278,6 +278,9 @@ def test_the_command_mixes_a_trunk_and_says_of_what(
     ):
         assert main([*words, *more]) == 2
         assert says in capsys.readouterr().err
+    nameless = save_trunk(tmp_path / "n.safetensors", warmed.tensors, {})
+    assert main(["handoff", "mix", str(nameless), "--out", str(out)]) == 2
+    assert "does not name its model" in capsys.readouterr().err
     assert main(["handoff", str(warmed.path), "--out", str(tmp_path), "--warmed", "0.4"]) == 2
     assert "write mix before the trunk" in capsys.readouterr().err
 

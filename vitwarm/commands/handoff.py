@@ -271,8 +271,13 @@ def _mix(args: argparse.Namespace) -> int:
     from vitwarm.trunk import load_trunk
 
     facts = load_trunk(args.trunks[1]).facts
+    if "model" not in facts:
+        raise HandoffError(
+            f"{args.trunks[1]} does not name its model, so there is no fresh start of it to mix "
+            "in. Give the trunk of a warm-up or of an import."
+        )
     how = {**_given(args, "mix"), "model_kwargs": facts.get("model_args")}
-    how |= {"model": facts.get("model", ""), "trunk": args.trunks[1]}
+    how |= {"model": facts["model"], "trunk": args.trunks[1]}
     return _show_made(write_init("mixed", args.out, seed=args.seed, **how), args)
 
 
