@@ -105,7 +105,7 @@ def _wait_for_a_signal(folder: Path) -> None:
     noted: list[int] = []
     signal.signal(signal.SIGTERM, lambda signum, frame: noted.append(signum))
     (folder / "waiting").touch()
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while not noted and time.monotonic() < until:
         time.sleep(0.01)
     (folder / "saved").touch()

@@ -51,7 +51,7 @@ def visit(out: Path, parts: list[str], *words: str, stop_in: str = "") -> tuple[
         while stop_in and not log.exists() and child.poll() is None:
             time.sleep(0.05)
         if stop_in:
-            time.sleep(1)
+            time.sleep(0.3)  # it still imports torch, or has just begun
             child.send_signal(signal.SIGTERM)
         said, _ = child.communicate(timeout=720)
     files = list(out.iterdir())

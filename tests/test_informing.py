@@ -202,7 +202,7 @@ SLOW_STEP = """
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_a_long_step_is_answered_and_obeyed_after_it(signum: int) -> None:
-    step = run_code(SLOW_STEP, "3", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    step = run_code(SLOW_STEP, "6", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with step:
         assert step.stdout is not None
         assert step.stderr is not None
@@ -211,24 +211,24 @@ def test_a_signal_in_a_long_step_is_answered_and_obeyed_after_it(signum: int) ->
         step.send_signal(signum)
         step.send_signal(signum)  # an echo: a terminal and a launcher both pass Ctrl-C on
         said = step.stderr.readline().decode()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3  # the step lasts 6 s
         name = signal.Signals(signum).name
         assert said == f"{name}: saving after this step; send it again to leave now.\n"
         assert step.stdout.readline().decode() == f"step over {int(signum)}\n"
-        assert step.wait(10) == 0
+        assert step.wait(60) == 0
 
 
 def test_a_second_signal_leaves_at_once() -> None:
     step = run_code(SLOW_STEP, "60", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with step:
         assert step.stdout is not None
+        assert step.stderr is not None
         step.stdout.readline()
         step.send_signal(signal.SIGTERM)
+        step.stderr.readline()  # the answer to the first
         time.sleep(0.7)
-        began = time.monotonic()
         step.send_signal(signal.SIGTERM)
-        assert step.wait(10) == 128 + signal.SIGTERM
-        assert time.monotonic() - began < 2
+        assert step.wait(30) == 128 + signal.SIGTERM  # the step lasts 60 s
 
 
 LAST_WORDS = """
@@ -251,7 +251,7 @@ LAST_WORDS = """
 def test_a_second_signal_leaves_the_last_words_their_time(seconds: str, words: bytes) -> None:
     """Slurm asked twice, and a run ended between its checkpoint and the sentence about it."""
     step = run_code(LAST_WORDS, seconds, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, err = step.communicate(timeout=20)
+    out, err = step.communicate(timeout=60)
     assert (out, err, step.returncode) == (words, b"answered\n", 143)
 
 
@@ -367,5 +367,5 @@ FORKS = """
 def test_a_forked_process_keeps_its_signals_to_itself() -> None:
     """Loader processes are forked: they hold the pipe open, and are ended by SIGTERM."""
     parent = run_code(FORKS, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, err = parent.communicate(timeout=20)
+    out, err = parent.communicate(timeout=60)
     assert (out, err, parent.returncode) == (b"left None\n", b"", 0)

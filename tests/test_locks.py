@@ -138,8 +138,8 @@ def test_never_two_at_a_time(disk: str, tmp_path: Path) -> None:
 
 def test_on_its_own_machine_a_killed_process_is_no_holder(shared: Path) -> None:
     with held(shared, "here") as other:
-        other.kill()  # and not waited for: as dead as can be, and still in the process table
-        time.sleep(0.1)
+        other.kill()  # as dead as can be, and still in the process table
+        os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
         assert lock_holder(shared) is None
         with lock_folder(shared):
             assert lock_holder(shared) == f"process {os.getpid()} on {os.uname().nodename}"
@@ -166,7 +166,7 @@ def test_of_two_heirs_one_goes_on(tmp_path: Path) -> None:
     with held(tmp_path, "n1") as other:
         other.kill()
         other.wait()
-        heirs = [start(tmp_path, name, HOLD, silent=1) for name in ("n2", "n3")]
+        heirs = [start(tmp_path, name, HOLD, silent=3) for name in ("n2", "n3")]
         first = sorted(line(heir) for heir in heirs)
         assert first[1] == "mine"
         assert "is being worked on by" in first[0]

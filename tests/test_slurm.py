@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from slurm_cluster import NODES, Cluster, cluster, missing, wait_for
 from tiny_images import write_tiny_shards
 
 from vitwarm.cli import main
-from vitwarm.config import SweepConfig, load_config
+from vitwarm.config import SweepConfig, TrainRun, load_config
 from vitwarm.records import RunFolder, lock_holder, read_metrics
 from vitwarm.sweep import run_sweep
 from vitwarm.sweep.execute import Board
@@ -68,6 +69,24 @@ run: {device: cpu, threads: 1, workers: 1, log_every_steps: 5}
 # Two cores are all that a node has, so each runs one job at a time.
 sbatch: {cpus-per-task: 2, time: 10}
 """
+
+
+@pytest.fixture(scope="module")
+def pace(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Images that one core of this machine trains on in a second: rows are as long as waits need.
+
+    Of the processor's time, which other tests at work do not lengthen as they do the clock's.
+    """
+    folder = tmp_path_factory.mktemp("pace")
+    shards = write_tiny_shards(folder / "shards")
+    (folder / "base.yaml").write_text(BASE)
+    words = [f"data.train={shards}/tiny-train-*.tar", f"data.val={shards}/tiny-validation-*.tar",
+             f"run.root={folder}", "run.device=cpu", "run.workers=0", "run.threads=1",
+             "run.progress=false", "train.steps=400"]  # fmt: skip
+    config = load_config(TrainRun, folder / "base.yaml", words)
+    began = time.process_time()
+    run_training(config)
+    return 400 * 32 / (time.process_time() - began)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +220,7 @@ def check_nothing_is_left(slurm: Cluster) -> None:
 
 
 def test_a_time_limit_a_cancel_and_a_failed_warmup(
-    slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slurm: Cluster, tmp_path: Path, pace: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sweep with warm-ups, initialisers and a graft, whose longest row does not fit in its limit.
 
@@ -211,17 +230,17 @@ def test_a_time_limit_a_cancel_and_a_failed_warmup(
     monkeypatch.setenv("SBATCH_SIGNAL", "B:USR1@60")
     sweep = Sweep(
         slurm, tmp_path / "life",
-        """
+        f"""
 arms:
-  default: {train: {train.steps: 5000, train.batch_size: 48}}
-  cancelled: {train: {train.steps: 2990}}
-  dyck: {warmup: warm.yaml, train: {handoff.allow_failed: true}}
-  broken: {warmup: warm.yaml, set: {warmup.lr: 1000.0, warmup.opt: sgd}}
-  mimetic: {init: mimetic}
+  default: {{train: {{train.steps: {90 * pace / 48:.0f}, train.batch_size: 48}}}}
+  cancelled: {{train: {{train.steps: 100000}}}}
+  dyck: {{warmup: warm.yaml, train: {{handoff.allow_failed: true}}}}
+  broken: {{warmup: warm.yaml, set: {{warmup.lr: 1000.0, warmup.opt: sgd}}}}
+  mimetic: {{init: mimetic}}
   scrambled:
     init: weights_shuffled_in_heads
-    init_params: {trunk: "arm:dyck"}
-    train: {handoff.allow_failed: true}
+    init_params: {{trunk: "arm:dyck"}}
+    train: {{handoff.allow_failed: true}}
 """,
         "sbatch.time=2",
     )  # fmt: skip
@@ -254,10 +273,13 @@ arms:
     check_nothing_is_left(slurm)
 
 
-def test_requeue_preemption_and_a_node_that_dies(slurm: Cluster, tmp_path: Path) -> None:
+def test_requeue_preemption_and_a_node_that_dies(
+    slurm: Cluster, tmp_path: Path, pace: float
+) -> None:
     """All three of them, to one run; only the node's death costs steps."""
     sweep = Sweep(
-        slurm, tmp_path / "ends", "arms: {default: {train: {train.steps: 2000}}}",
+        slurm, tmp_path / "ends",
+        f"arms: {{default: {{train: {{train.steps: {40 * pace / 32:.0f}}}}}}}",
         "set.train.checkpoint_minutes=0.02",
     )  # fmt: skip
     (row,) = sweep.plan.rows
@@ -294,7 +316,7 @@ def test_a_run_whose_slurmd_was_killed_lives_on_and_its_job_waits(
     And a run that is killed as the kernel does it, out of memory, is said to be.
     """
     sweep = Sweep(
-        slurm, tmp_path / "lives", "arms: {default: {train: {train.steps: 30000}}}",
+        slurm, tmp_path / "lives", "arms: {default: {train: {train.steps: 300000}}}",
         "set.train.checkpoint_minutes=0.02",
     )  # fmt: skip
     (row,) = sweep.plan.rows
@@ -318,9 +340,9 @@ def test_a_run_whose_slurmd_was_killed_lives_on_and_its_job_waits(
     check_nothing_is_left(slurm)
 
 
-def test_a_node_of_two_dies(slurm: Cluster, tmp_path: Path) -> None:
+def test_a_node_of_two_dies(slurm: Cluster, tmp_path: Path, pace: float) -> None:
     """The process on the other node ends in words, and the row waits until both are there."""
-    recipe = "arms: {default: {train: {train.steps: 600}}}"
+    recipe = f"arms: {{default: {{train: {{train.steps: {15 * pace / 32:.0f}}}}}}}"
     sweep = Sweep(
         slurm, tmp_path / "two", recipe, "run.nodes=2", "run.devices=1",
         "set.train.checkpoint_minutes=0.02",
@@ -349,7 +371,7 @@ def test_a_job_whose_nodes_keep_dying_is_not_put_back_for_ever(
     slurm: Cluster, tmp_path: Path
 ) -> None:
     """Twice the node dies before the first checkpoint; the third start says so and is the last."""
-    sweep = Sweep(slurm, tmp_path / "still", "arms: {default: {train: {train.steps: 3000}}}")
+    sweep = Sweep(slurm, tmp_path / "still", "arms: {default: {train: {train.steps: 300000}}}")
     (row,) = sweep.plan.rows
     starts = sweep.run_folder(row) / "starts.json"
     for n in (1, 2):
@@ -376,9 +398,9 @@ def test_a_sweep_is_seen_and_steered(
         slurm, tmp_path / "seen",
         """
 arms:
-  default: {train: {train.steps: 30000}}
-  second: {train: {train.steps: 29000}}
-  third: {train: {train.steps: 28000}}
+  default: {train: {train.steps: 300000}}
+  second: {train: {train.steps: 290000}}
+  third: {train: {train.steps: 280000}}
   broken: {warmup: warm.yaml, set: {warmup.lr: 1000.0, warmup.opt: sgd}}
 """,
         "set.train.checkpoint_minutes=0.02", "slots=1",  # of an array: the other node is free
@@ -399,7 +421,7 @@ arms:
         assert seen.job == sweep.job(row)
         assert (seen.state == "running") == (job["JobState"] == "RUNNING"), (seen, job)
         assert seen.node == (job["NodeList"] if seen.state == "running" else None)
-    assert sweep.look()[working.key].steps in (30000, 29000, 28000)
+    assert sweep.look()[working.key].steps in (300000, 290000, 280000)
     assert int(sweep.look()[working.key].step or 0) > 0
 
     capsys.readouterr()
@@ -428,12 +450,18 @@ arms:
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_two_nodes_are_one_process(slurm: Cluster, tmp_path: Path, devices: int) -> None:
+def test_two_nodes_are_one_process(
+    slurm: Cluster, tmp_path: Path, pace: float, devices: int
+) -> None:
     """A warm-up and a training over two nodes, with one or two processes on each.
 
     With one, the warm-up is also told of its time limit, as Slurm does it, and comes back.
     """
-    recipe = "arms: {default: {warmup: warm.yaml, train: {handoff.allow_failed: true}}}"
+    budget = f"set: {{warmup.budget: {15 * pace / 32:.0f}steps}}, " if devices == 1 else ""
+    recipe = f"""
+arms:
+  default: {{warmup: warm.yaml, {budget}train: {{handoff.allow_failed: true}}}}
+"""
     words = "set.train.steps=24", "run.nodes=2", f"run.devices={devices}"
     sweep = Sweep(slurm, tmp_path / "nodes", recipe, *words, f"sbatch.cpus-per-task={2 // devices}")
     warmup, training = sweep.plan.rows

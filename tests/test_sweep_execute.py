@@ -169,17 +169,23 @@ def test_a_run_that_another_process_is_at_is_waited_for(tmp_path: Path) -> None:
     (first,) = [row for row in plan.rows if row.kind == "warmup"]
     assert first.folder is not None
 
-    def hold(taken: threading.Event) -> None:
+    said: list[str] = []
+    taken, waits = threading.Event(), threading.Event()
+
+    def hold() -> None:
         with lock_folder(Path(str(first.folder))):
             taken.set()
-            time.sleep(3)
+            waits.wait(60)
 
-    taken = threading.Event()
-    other = threading.Thread(target=hold, args=[taken])
+    def say(text: str) -> None:
+        said.append(text)
+        if text.startswith("waiting"):
+            waits.set()
+
+    other = threading.Thread(target=hold)
     other.start()
-    assert taken.wait(10)
-    said: list[str] = []
-    result = run_sweep(config, recipe=path, stages=FAKE, say=said.append)
+    assert taken.wait(60)
+    result = run_sweep(config, recipe=path, stages=FAKE, say=say)
     other.join()
     assert result.exit_code == 0
     assert [line for line in said if line.startswith("waiting")] == [
@@ -243,11 +249,11 @@ slots: 1
     script.write_text(code)
     process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     try:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120
         while not list((tmp_path / "runs").glob("*/waiting")) and time.monotonic() < until:
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGTERM)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 143
@@ -393,12 +399,12 @@ def test_an_arrays_job_saves_in_time_and_queues_itself_again(
         "SLURM_ARRAY_JOB_ID": "70", "SLURM_JOB_ID": "71",
     }  # fmt: skip
     job = subprocess.Popen(["bash", script], env=environment)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while late and not (tmp_path / "up").exists() and time.monotonic() < until:
         time.sleep(0.02)
     if late:
         job.send_signal(signal.SIGUSR1)
-    assert job.wait(timeout=20) == code
+    assert job.wait(timeout=120) == code
     words = (tmp_path / "run").read_text().split()
     assert words[words.index("--row") + 1] == plan.rows[0].key
     assert (tmp_path / "requeued").exists() == requeued

@@ -60,7 +60,7 @@ class Job:
             (tools / name).write_text(f"#!/bin/bash\n{text}\n")
             (tools / name).chmod(0o755)
         environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
-        return subprocess.run(["bash", self.script], env=environment, timeout=30).returncode
+        return subprocess.run(["bash", self.script], env=environment, timeout=120).returncode
 
     @property
     def state(self) -> tuple[str, str]:

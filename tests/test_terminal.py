@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -141,21 +141,25 @@ def test_zsh_completes_as_it_is_typed(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["completion", "zsh"]) == 0
     script = tmp_path / "completion"
     script.write_text(capsys.readouterr().out)
-    typed = (
-        f"source {script}\n",
-        f"vitwarm() {{ print -l -- $@ > {tmp_path}/got }}\n",
-        "vitwarm trai\ttrain.warmup_e\t\n",
+    typed = (  # and what the shell has shown by the time it can take the next
+        (f"source {script}; vitwarm() {{ print -l -- $@ > {tmp_path}/got }}\n", ""),
+        ("echo rea''dy\n", "ready"),
+        ("vitwarm trai\t", "vitwarm train "),
+        ("train.warmup_e\t", "train.warmup_epochs="),
+        ("\nexit\n", ""),
     )
     master, slave = pty.openpty()
     environment = {**os.environ, "HOME": str(tmp_path), "TERM": "dumb"}
     with subprocess.Popen(
         ["zsh", "-f", "-i"], stdin=slave, stdout=slave, stderr=slave, env=environment
     ) as shell:
-        for text in typed:
+        for text, shown in typed:
             os.write(master, text.encode())
-            time.sleep(1.5)
-        os.write(master, b"exit\n")
-        shell.wait(20)
+            said = ""
+            while shown not in said:
+                assert select.select([master], [], [], 60)[0], said
+                said += os.read(master, 9999).decode()
+        shell.wait(60)
     os.close(slave)
     os.close(master)
     assert (tmp_path / "got").read_text().split() == ["train", "train.warmup_epochs="]

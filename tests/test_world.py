@@ -217,7 +217,7 @@ def test_why_rank_zero_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> Non
         began = time.monotonic()
         with pytest.raises(RunError, match=f"nothing listens at port {port}: rank zero has not"):
             meet("127.0.0.1", port, rank=1, seconds=0.3)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30  # not the minutes that a run waits
         listener.listen()
         meet("127.0.0.1", port, rank=1, seconds=0.3)
     with pytest.raises(RunError, match=r"Rank 3 .* 'no-such-node.invalid' cannot be resolved"):
