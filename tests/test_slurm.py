@@ -457,10 +457,11 @@ def test_two_nodes_are_one_process(
 
     With one, the warm-up is also told of its time limit, as Slurm does it, and comes back.
     """
-    budget = f"set: {{warmup.budget: {15 * pace / 32:.0f}steps}}, " if devices == 1 else ""
+    # Larger batches, not more steps: so the warm-up lasts, and rounding does not add up.
+    batch = f"set: {{warmup.batch_size: {2 * round(0.075 * pace)}}}, " if devices == 1 else ""
     recipe = f"""
 arms:
-  default: {{warmup: warm.yaml, {budget}train: {{handoff.allow_failed: true}}}}
+  default: {{warmup: warm.yaml, {batch}train: {{handoff.allow_failed: true}}}}
 """
     words = "set.train.steps=24", "run.nodes=2", f"run.devices={devices}"
     sweep = Sweep(slurm, tmp_path / "nodes", recipe, *words, f"sbatch.cpus-per-task={2 // devices}")

@@ -397,9 +397,8 @@ def wait_for_long(beyond: int = 0) -> None:
 
 
 @pytest.mark.slow
-def test_a_real_sweep_is_told_and_steered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_sweep(tmp_path, SWEEP)
+def test_a_real_sweep_is_told_and_steered(in_folder: Path) -> None:
+    write_sweep(in_folder, SWEEP)
     assert say("--status")[0] == 2
 
     sweep = start()
