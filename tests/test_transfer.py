@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,15 @@ from types import SimpleNamespace
 import pytest
 
 from vitwarm.cli import main
-from vitwarm.commands.transfer import LEAST_STEPS, MOST_PASSES, Pilot, plan_probe, say_result
+from vitwarm.commands.transfer import (
+    LEAST_STEPS,
+    MOST_PASSES,
+    SHORTER,
+    Pilot,
+    plan_probe,
+    say_result,
+    say_trend,
+)
 from vitwarm.errors import ConfigError
 from vitwarm.trunk import build_model, save_trunk
 
@@ -17,15 +26,23 @@ PILOT = Pilot(step_seconds=0.1, other_seconds=5.0, n_images=50_000, n_classes=10
 
 
 def test_the_steps_fill_the_time_and_the_images_follow_the_steps() -> None:
-    steps, fraction = plan_probe(PILOT, seconds=3600, n_runs=15, n_slots=2, batch_size=64)
-    assert 8 * (5.0 + 0.1 * steps) <= 3600 < 8 * (5.0 + 0.1 * (steps + 1))
+    (short, steps), fraction = plan_probe(PILOT, seconds=3600, n_runs=15, n_slots=2, batch_size=64)
+    assert short == steps // SHORTER
+    assert 3599 < 8 * (2 * 5.0 + 0.1 * (short + steps)) <= 3600
     assert round(fraction * 50_000) == round(steps * 64 / MOST_PASSES)
 
 
 def test_few_images_end_the_training_before_the_time() -> None:
     few = Pilot(step_seconds=0.01, other_seconds=1.0, n_images=640, n_classes=10)
-    steps, fraction = plan_probe(few, seconds=3600, n_runs=15, n_slots=1, batch_size=64)
-    assert (steps, fraction) == (640, 1.0)
+    lengths, fraction = plan_probe(few, seconds=3600, n_runs=15, n_slots=1, batch_size=64)
+    assert (lengths, fraction) == ([160, 640], 1.0)
+
+
+def test_without_time_for_a_short_and_a_long_training_there_is_one() -> None:
+    lengths, _ = plan_probe(PILOT, seconds=400, n_runs=15, n_slots=2, batch_size=64)
+    assert lengths == [399]
+    lengths, _ = plan_probe(PILOT, seconds=200, n_runs=15, n_slots=2, batch_size=64)
+    assert lengths == [200]
 
 
 def test_every_class_has_ten_images_where_there_are_that_many() -> None:
@@ -37,7 +54,9 @@ def test_too_short_a_time_says_what_is_needed() -> None:
     with pytest.raises(ConfigError, match=r"leaves 25 steps a run.*Give --minutes \d+") as caught:
         plan_probe(PILOT, seconds=60, n_runs=16, n_slots=2, batch_size=64)
     minutes = int(str(caught.value).split("--minutes ")[2].split(",")[0])
-    steps, _ = plan_probe(PILOT, seconds=0.85 * 60 * minutes, n_runs=16, n_slots=2, batch_size=64)
+    (steps,), _ = plan_probe(
+        PILOT, seconds=0.85 * 60 * minutes, n_runs=16, n_slots=2, batch_size=64
+    )
     assert steps >= LEAST_STEPS
 
 
@@ -60,6 +79,30 @@ def test_the_sentence_claims_what_its_interval_carries(
     text = say_result(SimpleNamespace(matched_images=[one]), "trunk")  # type: ignore[arg-type]
     assert said in text
     assert text.endswith("The mimetic start has no finished pair; see the report.")
+
+
+def section(warmed: list[float], default: list[float]) -> SimpleNamespace:
+    tops = {"warmed": warmed, "default": default}
+    runs = [
+        SimpleNamespace(arm=a, seed=i, top1=v) for a, vs in tops.items() for i, v in enumerate(vs)
+    ]
+    return SimpleNamespace(runs=runs)
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "said"),
+    [
+        ([53, 54, 55], [49, 50, 50], "moves it by -4.3 (95 % CI -5.8 to -2.9): expect less of"),
+        ([49, 50, 50], [53, 54, 55], "(95 % CI +2.9 to +5.8): a longer training may gain more"),
+        ([53, 50, 49], [49, 54, 55], "(95 % CI -11.1 to +15.1): no significant trend"),
+        ([53, 54], [49, 50], "moves it by -4.0 (n = 2): too few for an interval."),
+    ],
+)
+def test_the_trend_is_of_the_same_seeds(short: list[float], long: list[float], said: str) -> None:
+    default = [50.0] * len(short)
+    text = say_trend(section(short, default), section(long, default), [100, 400])  # type: ignore[arg-type]
+    assert text.startswith("After 100 steps the trunk's difference was ")
+    assert said in text
 
 
 @pytest.mark.parametrize(
@@ -94,6 +137,10 @@ def test_a_probe_of_a_real_trunk_ends_in_time(
     assert time.monotonic() - began < 180  # two more tests may share its cores
     said = capsys.readouterr().out
     assert "3 paired seeds, 3 starts" in said
+    assert "lightly augmented (see --like)" in said
+    both = re.search(r"([\d,]+) and [\d,]+ steps, 3 paired", said)
+    trend = f"After {both[1]} steps the trunk's difference was " if both else ""
+    assert (trend in said, "4 times as long" in said) == (True, bool(both))
     assert f"The trunk {trunk}: " in said
     assert "The mimetic start: " in said
     assert "95 % CI" in said

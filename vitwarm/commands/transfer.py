@@ -3,9 +3,11 @@
     vitwarm transfer runs/warmup-1a2b3c4d --data shards --minutes 30
 
 Trains the trunk's model from the trunk, from timm's own initialisation and from the mimetic one on
-as many of the images as the time allows, over paired seeds, and ends in a sentence with its
-interval. Training is short: a difference here is a hint about a long training, not its result.
-Words such as train.img_size=32 or train.aa=3a change the image training of all three.
+as many of the images as the time allows, over paired seeds, and ends in sentences with their
+intervals. Training is short: a difference here is a hint about a long training, not its result. So
+a quarter of the steps is trained too, where the time allows, to show where the difference goes.
+The sign can hang on the augmentation: --like takes that of the training you plan, and words such
+as train.img_size=32 or train.aa=3a change the image training of all three.
 """
 
 from __future__ import annotations
@@ -33,6 +35,14 @@ LEAST_STEPS = 100
 MOST_PASSES = 64
 #: Share of the stated time that is planned for; the rest is for what the pilot cannot see.
 PLANNED = 0.85
+#: The short training is this many times shorter than the long one.
+SHORTER = 4
+#: Fields of a recipe that --like takes: how images are altered and fitting is held back.
+AUGMENTATION = (
+    "aa", "bce_loss", "color_jitter", "crop_pct", "cutmix", "drop_path", "hflip", "interpolation",
+    "mean", "mixup", "mixup_prob", "mixup_switch_prob", "ratio", "reprob", "scale", "smoothing",
+    "std", "train_crop", "weight_decay",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shards = "the folder of both splits, or as data.train takes it"
     add("--data", required=True, metavar="SHARDS", help=shards)
     add("--val", metavar="SHARDS", help="default: DATA/validation")
+    like = "the training you plan: take its augmentation and regularisation; default: light"
+    add("--like", metavar="RECIPE", help=like)
     add("--minutes", type=float, default=30.0, help="time it may take, default 30")
     add("--seeds", type=int, default=5, help="paired seeds, at least 3; default 5")
     add("--out", type=Path, default=Path("transfer"), help="folder for everything")
@@ -70,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if args.seeds < 3:
         raise ConfigError(f"--seeds is {args.seeds}; an interval needs at least 3 paired seeds.")
     began = time.monotonic()
-    base = _sweep(args, {"train.steps": PILOT_STEPS})
+    base = _sweep(args, [PILOT_STEPS])
     _check_data(base)
     print(f"A pilot of {PILOT_STEPS} steps tells what fits in {args.minutes:g} min.", flush=True)
     train = load_config(TrainRun, find_recipe(base.base), fields=base.set)
@@ -78,19 +90,24 @@ def run(args: argparse.Namespace) -> int:
     pilot = time_pilot(train, base.run, args.out, threads=int(slots[0]["OMP_NUM_THREADS"]))
     left = args.minutes * 60 - (time.monotonic() - began)
     batch_size, share = train.train.batch_size, PLANNED * left
-    steps, fraction = plan_probe(
+    lengths, fraction = plan_probe(
         pilot, seconds=share, n_runs=n_runs, n_slots=len(slots), batch_size=batch_size
     )
+    augmented = f"augmented as {args.like}" if args.like else "lightly augmented (see --like)"
     print(
-        f"{round(fraction * pilot.n_images):,} of {pilot.n_images:,} images, {steps:,} steps, "
-        f"{args.seeds} paired seeds, {len(ARMS)} starts, {len(slots)} at a time: about "
-        f"{format_seconds(_duration(pilot, steps, n_runs, len(slots)))}",
+        f"{round(fraction * pilot.n_images):,} of {pilot.n_images:,} images, "
+        f"{' and '.join(f'{n:,}' for n in lengths)} steps, {args.seeds} paired seeds, "
+        f"{len(ARMS)} starts, {len(slots)} at a time, {augmented}: about "
+        f"{format_seconds(_duration(pilot, lengths, n_runs, len(slots)))}",
         flush=True,
     )
-    config = _sweep(args, {"train.steps": steps, "data.fraction": fraction})
-    result = run_sweep(config)
+    result = run_sweep(_sweep(args, lengths, {"data.fraction": fraction}))
     paths = run_report([result.folder], args.out / "report", title="Transfer", figures=False)
-    print(f"\n{say_result(paths.analyses[0], args.trunk)}\n{paths.page}")
+    sections = sorted(paths.analyses, key=lambda one: max(r.fact("steps") or 0 for r in one.runs))
+    print(f"\n{say_result(sections[-1], args.trunk)}")
+    if len(sections) > 1:
+        print(say_trend(sections[0], sections[-1], lengths))
+    print(paths.page)
     return result.exit_code
 
 
@@ -112,17 +129,21 @@ def time_pilot(config: TrainRun, run: RunConfig, out: Path, *, threads: int) -> 
 
 def plan_probe(
     pilot: Pilot, *, seconds: float, n_runs: int, n_slots: int, batch_size: int
-) -> tuple[int, float]:
-    """Returns the steps of every run and the fraction of the images that fit into the time.
+) -> tuple[list[int], float]:
+    """Returns the steps of a short and a long training and the fraction of the images that fit.
 
-    The images are as many as the steps show `MOST_PASSES` times, ten of each class at least.
+    The images are as many as the steps show `MOST_PASSES` times, ten of each class at least. There
+    is no short training where it would have fewer than `LEAST_STEPS` steps.
 
     Raises: ConfigError: the time is too short for `LEAST_STEPS` steps; it says what is needed.
     """
-    rounds = math.ceil(n_runs / n_slots)
-    steps = int((seconds / rounds - pilot.other_seconds) / pilot.step_seconds)
+    one_slot = seconds / math.ceil(n_runs / n_slots)
+    steps = int((one_slot - 2 * pilot.other_seconds) / pilot.step_seconds / (1 + 1 / SHORTER))
+    if steps < SHORTER * LEAST_STEPS:
+        steps = int((one_slot - pilot.other_seconds) / pilot.step_seconds)
+        steps = min(steps, SHORTER * LEAST_STEPS - 1)
     if steps < LEAST_STEPS:
-        needed = _duration(pilot, LEAST_STEPS, n_runs, n_slots) / PLANNED / 60
+        needed = _duration(pilot, [LEAST_STEPS], n_runs, n_slots) / PLANNED / 60
         raise ConfigError(
             f"--minutes leaves {max(steps, 0)} steps a run; {LEAST_STEPS} are the least. Give "
             f"--minutes {math.ceil(needed + 1)}, smaller images (train.img_size=...) or a GPU."
@@ -130,7 +151,9 @@ def plan_probe(
     wanted = max(10 * pilot.n_classes, round(steps * batch_size / MOST_PASSES))
     n_images = min(wanted, pilot.n_images)
     most = math.ceil(MOST_PASSES * n_images / batch_size)
-    return min(steps, max(most, LEAST_STEPS)), n_images / pilot.n_images
+    steps = min(steps, max(most, LEAST_STEPS))
+    lengths = [steps // SHORTER, steps] if steps >= SHORTER * LEAST_STEPS else [steps]
+    return lengths, n_images / pilot.n_images
 
 
 def say_result(analysis: Analysis, trunk: str) -> str:
@@ -154,7 +177,36 @@ def say_result(analysis: Analysis, trunk: str) -> str:
     return "\n".join(lines)
 
 
-def _sweep(args: argparse.Namespace, fields: dict[str, Any]) -> SweepConfig:
+def say_trend(short: Analysis, long: Analysis, lengths: list[int]) -> str:
+    """Returns in words where the trunk's difference to the default goes with longer training."""
+    from vitwarm.report.curves import mean_interval, paired_differences
+
+    def differences(analysis: Analysis) -> dict[str, float]:
+        top1 = {
+            arm: {str(r.seed): r.top1 for r in analysis.runs if r.arm == arm and r.top1 is not None}
+            for arm in ("warmed", "default")
+        }
+        return paired_differences(top1["warmed"], top1["default"])[0]
+
+    before, after = differences(short), differences(long)
+    change = list(paired_differences(after, before)[0].values())
+    if not change:
+        return "No seed has both lengths; see the report."
+    first, moved = mean_interval(list(before.values())), mean_interval(change)
+    text = f"After {lengths[0]:,} steps the trunk's difference was {first.mean:+.1f} points; "
+    text += f"{SHORTER} times as long moves it by {moved.mean:+.1f}"
+    if moved.low is None or moved.high is None:
+        return f"{text} (n = {moved.n}): too few for an interval."
+    text += f" (95 % CI {moved.low:+.1f} to {moved.high:+.1f})"
+    verdict = "no significant trend, so a long training may differ either way"
+    verdict = "expect less of the trunk in a long training" if moved.high < 0 else verdict
+    verdict = "a longer training may gain more of it" if moved.low > 0 else verdict
+    return f"{text}: {verdict}."
+
+
+def _sweep(
+    args: argparse.Namespace, lengths: list[int], fields: dict[str, Any] | None = None
+) -> SweepConfig:
     from vitwarm.trunk import load_trunk
 
     facts = load_trunk(args.trunk).facts
@@ -166,10 +218,16 @@ def _sweep(args: argparse.Namespace, fields: dict[str, Any]) -> SweepConfig:
     others = [word for word in args.overrides if word not in words]
     given = {
         "data.train": train, "data.val": val, "train.model": facts["model"],
-        "train.model_kwargs": shape, "train.img_size": size, **fields,
+        "train.model_kwargs": shape, "train.img_size": size, "train.steps": lengths[-1],
+        **(fields or {}),
     }  # fmt: skip
+    if args.like:
+        data = {name: given[name] for name in ("data.train", "data.val")}
+        plan = load_config(TrainRun, find_recipe(args.like), fields=data).train
+        given |= {f"train.{name}": getattr(plan, name) for name in AUGMENTATION}
+    over = {"train.steps": lengths} if len(lengths) > 1 else {}
     sweep = {
-        "name": "transfer", "base": "train/transfer.yaml", "match": "steps",
+        "name": "transfer", "base": "train/transfer.yaml", "match": "steps", "over": over,
         "warmup_seeds": "shared", "seeds": list(range(args.seeds)), "set": given,
         "arms": {
             "default": {},
@@ -203,5 +261,6 @@ def _check_data(base: SweepConfig) -> None:
             find_shards(base.set[split])
 
 
-def _duration(pilot: Pilot, steps: int, n_runs: int, n_slots: int) -> float:
-    return math.ceil(n_runs / n_slots) * (pilot.other_seconds + steps * pilot.step_seconds)
+def _duration(pilot: Pilot, lengths: list[int], n_runs: int, n_slots: int) -> float:
+    one = len(lengths) * pilot.other_seconds + sum(lengths) * pilot.step_seconds
+    return math.ceil(n_runs / n_slots) * one
