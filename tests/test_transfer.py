@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import time
 from pathlib import Path
@@ -15,10 +16,13 @@ from vitwarm.commands.transfer import (
     MOST_PASSES,
     SHORTER,
     Pilot,
+    _sweep,
+    add_arguments,
     plan_probe,
     say_result,
     say_trend,
 )
+from vitwarm.config import TrainRun, find_recipe, load_config
 from vitwarm.errors import ConfigError
 from vitwarm.trunk import build_model, save_trunk
 
@@ -117,6 +121,23 @@ def test_mistakes_get_a_sentence(
 ) -> None:
     assert main(["transfer", "trunk", "--data", "shards", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_planned_training_gives_its_augmentation_and_words_change_it(tmp_path: Path) -> None:
+    shape = {"img_size": 8, "patch_size": 2, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    model = build_model("vit_tiny_patch16_224", seed=0, **shape)
+    trunk = save_trunk(tmp_path / "trunk.safetensors", model, {})
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = [str(trunk), "--data", "shards", "train.reprob=0.5"]
+    light = _sweep(parser.parse_args(words), [400])
+    assert (light.set.get("train.aa"), light.set["train.reprob"], light.over) == (None, 0.5, {})
+    planned = [*words, "--like", "train/imagenet1k_vit_base_300ep"]
+    as_planned = _sweep(parser.parse_args(planned), [100, 400])
+    assert as_planned.over == {"train.steps": [100, 400]}
+    config = load_config(TrainRun, find_recipe(as_planned.base), fields=as_planned.set).train
+    assert (config.aa, config.mixup, config.reprob) == ("rand-m9-mstd0.5-inc1", 0.8, 0.5)
+    assert (config.batch_size, config.lr, config.img_size) == (64, 1e-3, 8)  # of the probe
 
 
 @pytest.mark.slow
