@@ -130,10 +130,10 @@ def test_the_planned_training_gives_its_augmentation_and_words_change_it(tmp_pat
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     words = [str(trunk), "--data", "shards", "train.reprob=0.5"]
-    light = _sweep(parser.parse_args(words), [400])
+    light = _sweep(parser.parse_intermixed_args(words), [400])
     assert (light.set.get("train.aa"), light.set["train.reprob"], light.over) == (None, 0.5, {})
     planned = [*words, "--like", "train/imagenet1k_vit_base_300ep"]
-    as_planned = _sweep(parser.parse_args(planned), [100, 400])
+    as_planned = _sweep(parser.parse_intermixed_args(planned), [100, 400])
     assert as_planned.over == {"train.steps": [100, 400]}
     config = load_config(TrainRun, find_recipe(as_planned.base), fields=as_planned.set).train
     assert (config.aa, config.mixup, config.reprob) == ("rand-m9-mstd0.5-inc1", 0.8, 0.5)
