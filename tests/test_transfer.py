@@ -131,7 +131,8 @@ def test_the_planned_training_gives_its_augmentation_and_words_change_it(tmp_pat
     add_arguments(parser)
     words = [str(trunk), "--data", "shards", "train.reprob=0.5"]
     light = _sweep(parser.parse_intermixed_args(words), [400])
-    assert (light.set.get("train.aa"), light.set["train.reprob"], light.over) == (None, 0.5, {})
+    config = load_config(TrainRun, find_recipe(light.base), fields=light.set).train
+    assert (config.aa, config.reprob, light.over) == (None, 0.5, {})
     planned = [*words, "--like", "train/imagenet1k_vit_base_300ep"]
     as_planned = _sweep(parser.parse_intermixed_args(planned), [100, 400])
     assert as_planned.over == {"train.steps": [100, 400]}
