@@ -79,7 +79,8 @@ def run_report(
         ReportError: nothing there to report on, or nothing to compare with.
     """
     from vitwarm.report.compare import compare
-    from vitwarm.report.page import render, to_section
+    from vitwarm.report.page import render, to_overview, to_section
+    from vitwarm.report.settings import find_varied
     from vitwarm.report.tables import write_csvs, write_json, write_latex
 
     folder, analyses = Path(out), _analyse_all(roots)
@@ -96,6 +97,7 @@ def run_report(
     html = render(
         "report/page.html",
         title=title or "Data-efficiency report",
+        overviews=[to_overview(varied) for varied in find_varied(analyses)],
         sections=[to_section(analysis) for analysis in analyses],
         changes=changes,
         more=more,

@@ -22,13 +22,14 @@ _WAYS: dict[str, Literal["", "left", "right"]] = {"<": "left", ">": "right"}
 
 
 class Spot(NamedTuple):
-    """What a picture shows of an arm at one number of images."""
+    """What a picture shows of an arm at one place of its x axis."""
 
     arm: str
-    n_images: int
+    at: float
     mean: Interval
     points: list[Point]
     name: str
+    """What is shown, and where."""
     said: str
     """Of the mean."""
 
@@ -42,11 +43,7 @@ def draw_all(analysis: Analysis) -> Iterator[tuple[str, int, Callable[[int], Pan
     if any(saving.told is not False for saving in analysis.savings):
         yield "equal_accuracy", HALF, lambda width: draw_savings(analysis, width)
     if analysis.matched_total:
-        yield (
-            "matched_total",
-            HALF,
-            lambda width: draw_differences(analysis, width, "total samples"),
-        )
+        yield "matched_total", HALF, lambda w: draw_differences(analysis, w, "total samples")
     for size in sorted({curve.n_images for curve in analysis.convergence if curve.n_images}):
         yield f"convergence_{size}", NARROW, lambda _, n=size: draw_convergence(analysis, n)  # type: ignore[misc]
     for size in sorted({gain.n_images for gain in analysis.gains}):
@@ -61,24 +58,29 @@ def draw_accuracy(analysis: Analysis, width: int) -> Panel:
     longest = max(len(_short(arm.label)) for arm in analysis.arms)
     right = width - (34 + 7.6 * longest if labelled else 14)
     spots = [
-        Spot(c.arm, c.n_images, c.top1, c.points, c.arm, f"{plus_minus(c.top1)} %")
+        Spot(
+            c.arm, c.n_images, c.top1, c.points, f"{c.arm} · {count(c.n_images)} images",
+            f"{plus_minus(c.top1)} %",
+        )
         for c in analysis.cells
         if c.top1
-    ]
-    y = _value_scale(_shown(spots), 460 if labelled else 330, limits=(0, 100))
-    panel = _over_sizes(analysis, width, right, y, "Accuracy against training images")
+    ]  # fmt: skip
+    y = value_scale(shown_by(spots), 460 if labelled else 330, limits=(0, 100))
+    panel = over_places(
+        analysis.sizes, analysis.arms, width, right, y, "Accuracy against training images"
+    )
     panel.y_axis(ticks(y.low, y.high, 7 if labelled else 5), "top-1 accuracy, %")
     panel.x_axis([(size, count(size)) for size in analysis.sizes], _SIZES)
-    ends = _draw_spots(panel, analysis, spots, lambda value: f"{number(value, 2)} %")
+    ends = draw_spots(panel, analysis.arms, spots, lambda value: f"{number(value, 2)} %")
     if labelled:
         places = spread([y_end for _, (_, y_end) in ends], gap=16, low=y.end, high=y.start)
         for (arm, (at, y_end)), place_y in zip(ends, places, strict=True):
             panel.line_at(at + 7, y_end, right + 12, place_y, "lead-line", arm.color)
             label = _short(arm.label)
             panel.marks.append(Text(right + 16, place_y + 4, label, "label", arm=arm.color))
-    panel.words = "; ".join(f"{s.arm} with {count(s.n_images)} images {s.said}" for s in spots)
+    panel.words = "; ".join(f"{s.arm} with {count(int(s.at))} images {s.said}" for s in spots)
     panel.heads = "arm", "images", "seed", "top1_percent"
-    panel.numbers = [(s.arm, s.n_images, p.seed, p.value) for s in spots for p in s.points]
+    panel.numbers = [(s.arm, s.at, p.seed, p.value) for s in spots for p in s.points]
     return panel
 
 
@@ -91,20 +93,21 @@ def draw_differences(analysis: Analysis, width: int, matched: str) -> Panel:
     found = analysis.matched[matched]
     spots = [
         Spot(
-            d.arm, d.n_images, d.difference, d.points, f"{d.arm} − {d.reference}",
+            d.arm, d.n_images, d.difference, d.points,
+            f"{d.arm} − {d.reference} · {count(d.n_images)} images",
             f"{interval(d.difference)} points",
         )
         for d in found
     ]  # fmt: skip
-    y = _value_scale([*_shown(spots), 0.0], 320 if width > 400 else 270)
+    y = value_scale([*shown_by(spots), 0.0], 320 if width > 400 else 270)
     title = f"Paired differences at matched {matched}"
-    panel = _over_sizes(analysis, width, width - 14.0, y, title)
+    panel = over_places(analysis.sizes, analysis.arms, width, width - 14.0, y, title)
     panel.y_axis(ticks(y.low, y.high, 5), "difference in top-1, points")
     panel.line_at(panel.left, y(0), panel.right, y(0), "zero")
     panel.x_axis([(size, count(size)) for size in analysis.sizes], _SIZES)
-    _draw_spots(panel, analysis, spots, lambda value: signed(value, 2), "curve thin")
+    draw_spots(panel, analysis.arms, spots, lambda value: signed(value, 2), "curve thin")
     panel.words = "; ".join(
-        f"{s.arm} at {count(s.n_images)} images {interval(s.mean)}" for s in spots
+        f"{s.arm} at {count(int(s.at))} images {interval(s.mean)}" for s in spots
     )
     panel.heads = "arm", "reference", "images", "seed", "difference_points"
     panel.numbers = [
@@ -113,36 +116,38 @@ def draw_differences(analysis: Analysis, width: int, matched: str) -> Panel:
     return panel
 
 
-def _over_sizes(analysis: Analysis, width: int, right: float, y: Scale, title: str) -> Panel:
-    """A picture over images, on a log scale with room for arms side by side."""
-    left, room = 46.0, 10 + DODGE * len(analysis.arms) / 2
-    low, high = analysis.sizes[0], analysis.sizes[-1]
-    x = Scale(low, high, left + room, right - room, is_log=True)
+def over_places(
+    places: Sequence[float], arms: Sequence[Arm], width: int, right: float, y: Scale, title: str,
+    is_log: bool = True,
+) -> Panel:  # fmt: skip
+    """A picture over these places of x, ascending, with room for arms side by side at each."""
+    left, room = 46.0, 10 + DODGE * len(arms) / 2
+    low, high = places[0], places[-1]
+    x = Scale(low, high, left + room, right - room, is_log=is_log)
     if low == high:
         x = Scale(low / 2, low * 2, left, right, is_log=True)
     return Panel(width, round(y.start) + _BOTTOM, x, y, left, right, title)
 
 
-def _draw_spots(
-    panel: Panel, analysis: Analysis, spots: list[Spot], show: Callable[[float], str],
+def draw_spots(
+    panel: Panel, arms: Sequence[Arm], spots: list[Spot], show: Callable[[float], str],
     css: str = "curve",
 ) -> list[tuple[Arm, XY]]:  # fmt: skip
     """Draws seeds, means, intervals and lines of all arms; returns where each line ends."""
-    n, room = len(analysis.arms), panel.right - panel.left
-    # Arms at the only size share all the room.
-    step = DODGE if len(analysis.sizes) > 1 else min(90.0, 0.8 * room / n)
+    n, room = len(arms), panel.right - panel.left
+    # Arms at the only place, whose axis leaves no room aside, share all of it.
+    step = DODGE if panel.x.start > panel.left else min(90.0, 0.8 * room / n)
     ends = []
-    for place, arm in enumerate(analysis.arms):
+    for place, arm in enumerate(arms):
         own = [spot for spot in spots if spot.arm == arm.label]
         aside = (place - (n - 1) / 2) * step
-        line = [(panel.x(s.n_images) + aside, panel.y(s.mean.mean)) for s in own]
+        line = [(panel.x(s.at) + aside, panel.y(s.mean.mean)) for s in own]
         panel.curve(arm.color, line, css)
         for (at, _), spot in zip(line, own, strict=True):
-            where = f"{spot.name} · {count(spot.n_images)} images"
             for p in spot.points:
-                tip = f"{where} · seed {p.seed}: {show(p.value)}"
+                tip = f"{spot.name} · seed {p.seed}: {show(p.value)}"
                 panel.marker(arm.color, at, panel.y(p.value), tip=tip)
-            _draw_mean(panel, arm.color, at, spot.mean, f"{where}: {spot.said}")
+            _draw_mean(panel, arm.color, at, spot.mean, f"{spot.name}: {spot.said}")
         ends += [(arm, line[-1])] if line else []
     return ends
 
@@ -203,7 +208,7 @@ def draw_convergence(analysis: Analysis, n_images: int) -> Panel:
     width, height = 360, 260
     curves = [curve for curve in analysis.convergence if curve.n_images == n_images]
     x = Scale(0, max(c.images_seen[-1] for c in curves), 46, width - 12)
-    y = _value_scale([v for c in curves for v in c.top1], height, limits=(0, 100))
+    y = value_scale([v for c in curves for v in c.top1], height, limits=(0, 100))
     title = f"Convergence with {count(n_images)} images"
     panel = Panel(width, height, x, y, x.start, x.end, title)
     panel.y_axis(ticks(y.low, y.high, 4), f"top-1 with {count(n_images)} images, %")
@@ -274,7 +279,7 @@ def draw_gains(analysis: Analysis, n_images: int, width: int) -> Panel:
     low, high = min(*beyond.values(), 0.0), max(beyond.values())
     room = (high - low) * 0.06
     x = Scale(low - room, high + room, 46, width - 14)
-    y = _value_scale([0.0, *(end for gain in gains for end in _ends(gain.gain))], height)
+    y = value_scale([0.0, *(end for gain in gains for end in _ends(gain.gain))], height)
     title = f"Gain with {count(n_images)} images against what the warm-up learned of the order"
     panel = Panel(width, height, x, y, x.start, x.end, title)
     panel.y_axis(ticks(y.low, y.high, 5), f"gain with {count(n_images)} images, points of top-1")
@@ -296,17 +301,16 @@ def draw_gains(analysis: Analysis, n_images: int, width: int) -> Panel:
     return panel
 
 
-def _value_scale(
-    values: Sequence[float],
-    height: int,
-    limits: tuple[float, float] = (-math.inf, math.inf),
+def value_scale(
+    values: Sequence[float], height: int, limits: tuple[float, float] = (-math.inf, math.inf)
 ) -> Scale:
+    """The y axis that holds these values, with a little room around them."""
     low, high = min(values), max(values)
     room = max((high - low) * 0.06, 0.5)
     return Scale(max(low - room, limits[0]), min(high + room, limits[1]), height - _BOTTOM, _TOP)
 
 
-def _shown(spots: list[Spot]) -> list[float]:
+def shown_by(spots: list[Spot]) -> list[float]:
     """All that the axis must hold."""
     ends = [end for spot in spots for end in _ends(spot.mean)]
     return [p.value for spot in spots for p in spot.points] + ends

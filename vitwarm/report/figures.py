@@ -17,6 +17,7 @@ from vitwarm.files import replacing, write_text
 from vitwarm.report.drawings import draw_all
 from vitwarm.report.facts import Analysis, Arm
 from vitwarm.report.panel import PAD, Line, Mark, Panel, Shape, Text
+from vitwarm.report.settings import draw_varied, find_varied
 
 #: Points per pixel: a picture of 520 pixels is 13.8 cm wide.
 _PT = 0.75
@@ -59,6 +60,10 @@ def _panels(analyses: list[Analysis]) -> Iterator[tuple[str, Panel]]:
             if name not in ("accuracy", "equal_accuracy"):  # these name their arms
                 _add_legend(panel, analysis.arms)
             yield f"{prefix}{name}", panel
+    for varied in find_varied(analyses):
+        panel = draw_varied(varied)
+        _add_legend(panel, varied.arms)
+        yield varied.slug, panel
 
 
 def _add_legend(panel: Panel, arms: Iterable[Arm]) -> None:

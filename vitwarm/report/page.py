@@ -7,6 +7,8 @@ table below it; the findings and notes come from `words`.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jinja2
@@ -14,9 +16,10 @@ from markupsafe import Markup, escape
 
 from vitwarm.records import code_version
 from vitwarm.report import page_tables, words
-from vitwarm.report.drawings import NARROW, draw_all
+from vitwarm.report.drawings import HALF, NARROW, draw_all
 from vitwarm.report.facts import Analysis
-from vitwarm.report.panel import swatch
+from vitwarm.report.panel import Panel, swatch
+from vitwarm.report.settings import Varied, draw_varied
 from vitwarm.report.tables import picture_csv
 
 #: Groups of `hidden_accuracy_by` and what they count.
@@ -61,10 +64,7 @@ def to_section(analysis: Analysis) -> dict[str, Any]:
     """Returns what `page.html` shows of an analysis, beside what it takes from it (`of`)."""
     pictures: dict[str, Any] = dict.fromkeys(("accuracy", "equal_accuracy", "warmups"))
     for name, width, draw in draw_all(analysis):
-        panel = draw(width)
-        phone = Markup(draw(NARROW).svg()) if width > NARROW else None
-        shown = {"desktop": Markup(panel.svg()), "phone": phone, "csv": picture_csv(panel)}
-        pictures[name] = {"name": name, **shown}
+        pictures[name] = _picture(name, width, draw)
     tables = {
         "accuracy": page_tables.accuracy_table(analysis),
         "differences": page_tables.difference_table(
@@ -93,6 +93,19 @@ def to_section(analysis: Analysis) -> dict[str, Any]:
         "tables": tables,
         "difficulties": [table for table in hard if table.rows],
     }
+
+
+def to_overview(varied: Varied) -> dict[str, Any]:
+    """Returns what `page.html` shows of sections that differ in one number."""
+    picture = _picture(varied.slug, HALF, partial(draw_varied, varied))
+    return {"of": varied, "picture": picture}
+
+
+def _picture(name: str, width: int, draw: Callable[[int], Panel]) -> dict[str, Any]:
+    panel = draw(width)
+    phone = Markup(draw(NARROW).svg()) if width > NARROW else None
+    shown = {"desktop": Markup(panel.svg()), "phone": phone, "csv": picture_csv(panel)}
+    return {"name": name, **shown}
 
 
 def _facts(analysis: Analysis) -> list[tuple[str, Any]]:
