@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -24,9 +23,6 @@ class BracketRule(Rule):
 
     Ids: kind t opens as t and closes as n_kinds + t; the pad is 2 * n_kinds.
     """
-
-    _any_open: ClassVar[bool] = False
-    """Whether a close may take any open bracket, not the last one alone."""
 
     n_kinds: int = 64
     """Kinds of brackets, from 1 on."""
@@ -64,12 +60,6 @@ class BracketRule(Rule):
         ids = to_rows(ids_BT)
         return (ids >= self.n_kinds) & (ids < 2 * self.n_kinds)
 
-    def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
-        key, p = self.key(seed), to_threshold(self.p_open)
-        balanced, opened = self.ending == "balanced", np.zeros(out_BT.shape[1] + 2, np.int16)
-        fill = _fill_any if self._any_open else _fill_last
-        fill(out_BT, key, rows_B, self.n_kinds, p, self.cap, balanced, opened)
-
     def accepts(self, ids_BT: ArrayLike) -> Bools:
         """Words; truncated: beginnings of words."""
         return np.array([self.is_word(row) for row in to_rows(ids_BT).tolist()], dtype=bool)
@@ -101,6 +91,11 @@ class Dyck(BracketRule):
     aliases: ClassVar[tuple[str, ...]] = ("k-dyck", "kdyck")
 
     determined = True  # the structure stays visible, and it gives every close its kind
+
+    def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
+        key, p, balanced = self.key(seed), to_threshold(self.p_open), self.ending == "balanced"
+        opened = np.zeros(out_BT.shape[1] + 2, np.int16)
+        _fill(out_BT, key, rows_B, self.n_kinds, p, self.cap, balanced, opened)
 
     def is_word(self, row: list[int]) -> bool:
         """Every close matches the most recent open bracket."""
@@ -149,44 +144,29 @@ def _no_word(reason: str) -> RuleError:
     )
 
 
-def _make_fill(*, any_open: bool) -> Callable[..., None]:
-    """Compiles the generator of words whose closes take the last open bracket, or any open one."""
-
-    @compiled
-    def fill(
-        out: Ids, key: np.uint64, rows: Rows, n_kinds: int, p: np.uint64, cap: int, balanced: bool,
-        opened: Ids,
-    ) -> None:  # fmt: skip
-        # One draw per token: the lower half decides whether it opens, the upper half is the kind,
-        # or which bracket closes. opened[:depth] are the kinds of the open brackets. For the last
-        # one there is no branch that depends on a draw: the kind is written above the top of the
-        # stack even where the token closes. Unsigned numbers spare the tests for negative places:
-        # 410 M tokens/s, signed 280; drawing a whole row first (which vectorises) 260.
-        n_tokens, kinds, most = np.uint64(out.shape[1]), np.uint64(n_kinds), np.uint64(cap)
-        zero, one = np.uint64(0), np.uint64(1)
-        for b in range(len(out)):
-            row = out[b]
-            state = stream(key, rows[b])
-            depth = zero
-            for t in range(n_tokens):
-                state += GAMMA
-                bits = mixed(state)
-                # Lengths are even, so more tokens left than open brackets means two more at least.
-                limit = min(most, n_tokens - t) if balanced else most
-                opens = (depth == zero) | ((depth < limit) & happens(bits, p))
-                if any_open:  # the last open bracket moves into the place of the one that closes
-                    choice = below(bits, kinds if opens else depth)
-                    place = depth if opens else choice
-                    kind = np.int16(choice) if opens else opened[place]
-                    opened[place] = kind if opens else opened[depth - one]
-                else:
-                    new, top = np.int16(below(bits, kinds)), opened[depth]
-                    opened[depth + one] = new
-                    kind = new if opens else top
-                row[t] = kind if opens else kind + n_kinds
-                depth = depth + one if opens else depth - one
-
-    return fill
-
-
-_fill_last, _fill_any = _make_fill(any_open=False), _make_fill(any_open=True)
+@compiled
+def _fill(
+    out: Ids, key: np.uint64, rows: Rows, n_kinds: int, p: np.uint64, cap: int, balanced: bool,
+    opened: Ids,
+) -> None:  # fmt: skip
+    # One draw per token: the lower half decides whether it opens, the upper half is the kind.
+    # opened[1 : depth + 1] are the kinds of the open brackets. No branch depends on a draw: the
+    # kind is written above the top of the stack even where the token closes. Unsigned numbers spare
+    # the tests for negative places: 410 M tokens/s, signed 280; drawing a whole row first (which
+    # vectorises) 260.
+    n_tokens, kinds, most = np.uint64(out.shape[1]), np.uint64(n_kinds), np.uint64(cap)
+    zero, one = np.uint64(0), np.uint64(1)
+    for b in range(len(out)):
+        row = out[b]
+        state = stream(key, rows[b])
+        depth = zero
+        for t in range(n_tokens):
+            state += GAMMA
+            bits = mixed(state)
+            # Lengths are even, so more tokens left than open brackets means two more at least.
+            limit = min(most, n_tokens - t) if balanced else most
+            opens = (depth == zero) | ((depth < limit) & happens(bits, p))
+            new, top = np.int16(below(bits, kinds)), opened[depth]
+            opened[depth + one] = new
+            row[t] = new if opens else top + n_kinds
+            depth = depth + one if opens else depth - one

@@ -40,17 +40,15 @@ class ShuffleDyck(BracketRule):
     name: ClassVar[str] = "shuffle-dyck"
     aliases: ClassVar[tuple[str, ...]] = ("dyck-shuffle", "k-dyck-shuffle", "k-shuffle-dyck")
 
-    _any_open: ClassVar[bool] = True
     closing: Literal["brackets", "types"] = "brackets"
     """What a close is drawn from: the open `brackets`, or the `types` that are open."""
 
     def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
-        if self.closing == "brackets":
-            super().fill(out_BT, seed, rows_B)
-            return
-        key, k, p, balanced = self.key(seed), self.n_kinds, self.p_open, self.ending == "balanced"
-        opened, types = np.zeros(k, np.int32), np.zeros(k, np.int16)
-        _fill(out_BT, key, rows_B, k, to_threshold(p), self.cap, balanced, opened, types)
+        key, p, k = self.key(seed), to_threshold(self.p_open), self.n_kinds
+        by_types, balanced = self.closing == "types", self.ending == "balanced"
+        counts = np.zeros(k, np.int32)
+        opened = np.zeros((k if by_types else out_BT.shape[1]) + 1, np.int16)
+        _fill(out_BT, key, rows_B, k, p, self.cap, balanced, by_types, opened, counts)
 
     def is_word(self, row: list[int]) -> bool:
         """No kind closes more often than it opened, up to any place.
@@ -115,38 +113,38 @@ class ShuffleDyck(BracketRule):
 @compiled
 def _fill(
     out: Ids, key: np.uint64, rows: Rows, n_kinds: int, p: np.uint64, cap: int, balanced: bool,
-    opened: NDArray[np.int32], types: Ids,
+    by_types: bool, opened: Ids, counts: NDArray[np.int32],
 ) -> None:  # fmt: skip
-    # opened[kind]: its open brackets. types[:n_types]: the kinds that are open, in any order.
-    n_rows, n_tokens = out.shape
-    kinds = np.uint64(n_kinds)
-    for b in range(n_rows):
+    # opened[:n_open]: what a close is drawn from, in any order: the kinds of the open brackets, or
+    # each open kind once (counts: its open brackets). As in `dyck`, draws decide few branches.
+    n_tokens, kinds, most = np.uint64(out.shape[1]), np.uint64(n_kinds), np.uint64(cap)
+    zero, one = np.uint64(0), np.uint64(1)
+    for b in range(len(out)):
+        row = out[b]
         state = stream(key, rows[b])
-        for kind in range(n_kinds):
-            opened[kind] = 0
-        depth = n_types = 0
+        depth = n_open = zero
+        for i in range(n_kinds):
+            counts[i] = 0
         for t in range(n_tokens):
             state += GAMMA
             bits = mixed(state)
-            room = (depth < cap) & ((not balanced) | (n_tokens - t > depth))
-            opens = (depth == 0) | (room & happens(bits, p))
-            if opens:
-                new = np.int64(below(bits, kinds))
-                if opened[new] == 0:
-                    types[n_types] = new
-                    n_types += 1
-                opened[new] += 1
-                out[b, t] = new
-                depth += 1
+            limit = min(most, n_tokens - t) if balanced else most
+            opens = (depth == zero) | ((depth < limit) & happens(bits, p))
+            choice = below(bits, kinds if opens else n_open)
+            place = n_open if opens else choice
+            kind = np.int16(choice) if opens else opened[place]
+            row[t] = kind if opens else kind + n_kinds
+            depth = depth + one if opens else depth - one
+            # The last one moves into the place of the one that leaves.
+            if by_types:
+                counts[kind] += 1 if opens else -1
+                stays = counts[kind] > (1 if opens else 0)
+                opened[place] = kind if opens | stays else opened[n_open - one]
+                if not stays:
+                    n_open = n_open + one if opens else n_open - one
             else:
-                place = np.int64(below(bits, np.uint64(n_types)))
-                old = np.int64(types[place])
-                opened[old] -= 1
-                if opened[old] == 0:
-                    n_types -= 1
-                    types[place] = types[n_types]
-                out[b, t] = old + n_kinds
-                depth -= 1
+                opened[place] = kind if opens else opened[n_open - one]
+                n_open = depth
 
 
 @compiled
