@@ -43,6 +43,10 @@ class Ceiling(NamedTuple):
     method: str
 
 
+#: Where `solve` can fill in everything.
+SOLVED = Ceiling(1.0, 1.0, "exact: what is visible determines every hidden token")
+
+
 class Rule(ABC):
     """A generator of token sequences. Subclasses are frozen dataclasses of their parameters.
 
@@ -140,7 +144,7 @@ class Rule(ABC):
             visible_BT: the same with the mask id (`n_ids`) where tokens are hidden.
         """
         if self.determined:
-            return Ceiling(1.0, 1.0, "exact: what is visible determines every hidden token")
+            return SOLVED
         hidden = visible_BT == self.n_ids
         solved = (self.solve(visible_BT) != self.n_ids) & hidden
         share = float(solved.sum() / max(hidden.sum(), 1))

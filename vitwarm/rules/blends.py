@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -110,18 +110,17 @@ class Blend(Rule):
 
     def accepts(self, ids_BT: ArrayLike) -> Bools:
         """Words of any member."""
-        ids = to_rows(ids_BT)
-        found = np.zeros(len(ids), dtype=np.bool_)
-        for _, member, words, padded in self._readings(ids):
-            found |= member.accepts(words) & padded
-        return found
+        return self._any(ids_BT, lambda member, words: member.accepts(words))
 
     def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
         """Words of any member in any order."""
+        return self._any(ids_BT, lambda member, words: member.accepts_any_order(words))
+
+    def _any(self, ids_BT: ArrayLike, accepts: Callable[[Rule, Ids], Bools]) -> Bools:
         ids = to_rows(ids_BT)
         found = np.zeros(len(ids), dtype=np.bool_)
         for _, member, words, padded in self._readings(ids):
-            found |= member.accepts_any_order(words) & padded
+            found |= accepts(member, words) & padded
         return found
 
     def maskable(self, ids_BT: ArrayLike) -> Bools:

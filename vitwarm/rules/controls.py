@@ -61,8 +61,7 @@ class Shuffled(Rule):
         """Sequences of which some order is a word of the rule inside. Returns: bool [B]."""
         return self.of.accepts_any_order(ids_BT)
 
-    def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
-        return self.of.accepts_any_order(ids_BT)
+    accepts_any_order = accepts
 
     def maskable(self, ids_BT: ArrayLike) -> Bools:
         """The same tokens, or as many places, as in the rule inside. Returns: bool [B, T]."""
@@ -131,8 +130,7 @@ class RandomTokens(Rule):
         """Everything that holds only ids of the rule. Returns: bool [B]."""
         return self.has_ids(to_rows(ids_BT))
 
-    def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
-        return self.accepts(ids_BT)
+    accepts_any_order = accepts
 
     def maskable(self, ids_BT: ArrayLike) -> Bools:
         """Every token. Returns: bool [B, T]."""

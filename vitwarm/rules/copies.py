@@ -66,12 +66,6 @@ class Copy(Rule):
         most = lengths // self.min_length  # as many words as possible leave the least to stretch
         return most * self.max_length >= lengths
 
-    def _fills(self, n_tokens: int) -> bool:
-        """Says whether pairs can fill so many tokens."""
-        if n_tokens % 2 or n_tokens < 2:
-            return False
-        return self.pairs == "one" or bool(self._fillable(n_tokens // 2)[-1])
-
     def fill(self, out_BT: Ids, seed: int, rows_B: Rows) -> None:
         n_half = out_BT.shape[1] // 2
         shortest, longest = self.min_length, self.max_length
@@ -91,7 +85,7 @@ class Copy(Rule):
         span = (n_half, n_half) if self.pairs == "one" else (self.min_length, self.max_length)
         first = np.zeros(ids.shape, dtype=np.bool_)
         possible = np.zeros(len(ids), dtype=np.bool_)
-        if self._fills(ids.shape[1]):
+        if self.makes(ids.shape[1]):
             came_by = np.zeros(ids.shape[1] + 1, dtype=np.int64)
             _cut(ids, span[0], span[1], possible, first, came_by)
         return possible, first
@@ -110,7 +104,7 @@ class Copy(Rule):
     def accepts_any_order(self, ids_BT: ArrayLike) -> Bools:
         """Every symbol an even number of times, in a length that pairs can fill."""
         ids = to_rows(ids_BT)
-        fine = self.has_ids(ids) & self._fills(ids.shape[1])
+        fine = self.has_ids(ids) & self.makes(ids.shape[1])
         for row in np.flatnonzero(fine):
             fine[row] = not (np.bincount(ids[row]) % 2).any()
         return fine

@@ -8,7 +8,7 @@ import numpy as np
 
 from vitwarm.errors import RuleError
 from vitwarm.rules.base import Bools, Ids, Rows, Rule
-from vitwarm.rules.draws import GAMMA, LOW, compiled, mixed, stream
+from vitwarm.rules.draws import GAMMA, compiled, happens, mixed, stream
 from vitwarm.seeding import hash_bits
 
 #: The target where nothing is hidden; torch's cross entropy leaves it out.
@@ -81,6 +81,6 @@ def _hide(
         state = stream(key, rows[b])
         for t in range(n_words):
             state += GAMMA
-            hides = maskable[b, t] & ((mixed(state) & LOW) < thresholds[b])
+            hides = maskable[b, t] & happens(mixed(state), thresholds[b])
             inputs[b, t] = mask_id if hides else ids[b, t]
             targets[b, t] = ids[b, t] if hides else IGNORE

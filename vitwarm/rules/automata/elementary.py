@@ -18,7 +18,7 @@ from vitwarm.rules.automata.histories import (
     counts_of_ones,
     propagate,
 )
-from vitwarm.rules.base import MOST_TOKENS, Bools, Ceiling, Ids, Rows, to_rows
+from vitwarm.rules.base import MOST_TOKENS, SOLVED, Bools, Ceiling, Ids, Rows, to_rows
 from vitwarm.rules.draws import GAMMA, LOW, below_low, compiled, mixed, stream, to_threshold
 
 #: Cells behind one token of `block`, so that the vocabulary is 2**7 = 128.
@@ -165,7 +165,7 @@ class CellularAutomaton(CellRule):
         """Counts the histories that agree with what is visible; if wide, what `solve` fills in."""
         width, cropped = self.plane(ids_BT.shape[1])[2], self.is_cropped(ids_BT.shape[1])
         if self.hidden == "last_rows" and not cropped:
-            return Ceiling(1.0, 1.0, "exact: what is visible determines every hidden token")
+            return SOLVED
         if cropped or self.tokens == "block" or width > WIDEST_EXACT:
             return super().ceiling(ids_BT, visible_BT)
         cells = self.to_cells(visible_BT)[:, :, 0]
