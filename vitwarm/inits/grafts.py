@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from vitwarm.errors import ConfigError, HandoffError
-from vitwarm.inits.made import Made, inherit, label, read
+from vitwarm.inits.made import Made, inherit, label, read, shape_of
 from vitwarm.trunk import Trunk, place_of
 from vitwarm.trunk.select import block_prefixes
 
@@ -64,12 +64,10 @@ def graft(
         if not trunks[owners[name]].is_partial:
             raise HandoffError(f"trunk {label(trunks[owners[name]])} lacks {name!r}. Use another.")
     tensors = {n: trunks[s].tensors[n] for n, s in owners.items() if n not in lacking}
-    kept = ("model", "model_args", "depth", "num_heads", "grid", "n_tokens", "norm_eps")
-    facts = {key: left.metadata[key] for key in kept if key in left.metadata}
     return Made(
         tensors,
         {
-            **facts,
+            **shape_of(left),
             **inherit(left, right),
             "partial": str(bool(lacking) or left.is_partial or right.is_partial).lower(),
             "sources": json.dumps({name: label(trunks[owners[name]]) for name in tensors}),

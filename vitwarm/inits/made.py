@@ -44,12 +44,16 @@ def inherit(*trunks: Trunk) -> dict[str, str]:
     return {**reached, **total}
 
 
+def shape_of(trunk: Trunk) -> dict[str, str]:
+    """Returns what a trunk's metadata says of its shape, and whether it lacks tensors."""
+    kept = ("model", "model_args", "depth", "num_heads", "grid", "n_tokens", "norm_eps", "partial")
+    return {key: trunk.metadata[key] for key in kept if key in trunk.metadata}
+
+
 def facts_of(source: Trunk) -> dict[str, str]:
     """Returns the metadata of tensors made of a trunk's own, name by name: its shape and past."""
-    kept = ("model", "model_args", "depth", "num_heads", "grid", "n_tokens", "norm_eps", "partial")
-    facts = {key: source.metadata[key] for key in kept if key in source.metadata}
     made_from = {"made_from": label(source), "made_from_sha256": source.sha256}
-    return {**facts, **inherit(source), **made_from}
+    return {**shape_of(source), **inherit(source), **made_from}
 
 
 #: Verdicts of `warmup.learned.judge`.

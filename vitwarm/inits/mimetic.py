@@ -108,15 +108,16 @@ def _attentions(model: nn.Module) -> Iterator[tuple[str, Any, dict[str, int]]]:
                 f"blocks), {undefined}"
             )
         d = int(part.proj.weight.shape[0])
-        has = [all(getattr(part, layer, None) for layer in layout) for layout in _LAYOUTS]
-        layers = {"proj": 1} | (_LAYOUTS[has.index(True)] if any(has) else {})
-        square = all(getattr(part, n).weight.shape == (k * d, d) for n, k in layers.items())
-        if not any(has) or not square or d % part.num_heads:
+        found = (one for one in _LAYOUTS if all(getattr(part, layer, None) for layer in one))
+        layers = next(found, {})
+        sizes = {"proj": 1, **layers}.items()
+        square = all(getattr(part, n).weight.shape == (k * d, d) for n, k in sizes)
+        if not layers or not square or d % part.num_heads:
             raise ModelError(
                 f"model {name_of(model)!r} has no square query, key, value and projection in "
                 f"'{name}.attn', {undefined}"
             )
-        yield f"{name}.attn", part, _LAYOUTS[has.index(True)]
+        yield f"{name}.attn", part, layers
 
 
 def _z(d: int, entries: Entries, seed: int, block: int, what: str) -> np.ndarray:
