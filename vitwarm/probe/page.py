@@ -47,7 +47,6 @@ def make_probe_section(founds: Sequence[Found], *, title: str, slug: str) -> Mar
         for name in ("qk", "vo")
         for block in sorted({0, depth // 2, depth - 1})
     ]
-    pictures = {"pictures": _draw_figures(founds, colors), "spectra": spectra}
     section = render(
         "probe/section.html",
         title=title,
@@ -57,10 +56,8 @@ def make_probe_section(founds: Sequence[Found], *, title: str, slug: str) -> Mar
         blocks=_block_table(founds),
         definitions=_definition_table(),
         notes=notes(founds),
-        **{
-            kind: [_picture(name, panel) for name, panel in panels]
-            for kind, panels in pictures.items()
-        },
+        pictures=[_picture(*drawn) for drawn in _draw_figures(founds, colors)],
+        spectra=[_picture(*drawn) for drawn in spectra],
     )
     return Markup(section)
 
