@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 from vitwarm.rules import RULES, make_rule
-from vitwarm.rules.baselines import gzip_stats, ngram_accuracies, order_blind_accuracy
 from vitwarm.rules.masking import Masked, make_batch
-from vitwarm.rules.stats import rule_stats
+from vitwarm.rules.stats import (
+    gzip_stats,
+    ngram_accuracies,
+    order_blind_accuracy,
+    rule_stats,
+)
 
 NEEDED = {
     "shuffled": {"of": "dyck"},

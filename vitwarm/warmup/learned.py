@@ -15,9 +15,8 @@ from vitwarm.loop.meters import Metrics
 from vitwarm.loop.module import StepCallback
 from vitwarm.records import Record, RunFolder, read_metrics
 from vitwarm.rules import held_out_seed
-from vitwarm.rules.baselines import order_blind_accuracy
 from vitwarm.rules.masking import Masked, make_batch
-from vitwarm.rules.stats import hidden_groups, octave_name
+from vitwarm.rules.stats import hidden_groups, octave_name, order_blind_accuracy
 from vitwarm.trunk import blocks_of
 from vitwarm.units import format_seconds
 from vitwarm.warmup.module import WarmupModule, hidden_loss
