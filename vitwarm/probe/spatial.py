@@ -1,8 +1,4 @@
-"""What frozen patch tokens know of where things are: linear segmentation, and boxes found blindly.
-
-Source: Caron et al. 2021 (the class token's attention as a segmentation); Simeoni et al. 2021
-(LOST, from the last block's keys); Deselaers et al. 2010 (CorLoc).
-"""
+"""What frozen patch tokens know of where things are: linear segmentation, boxes found blindly."""
 
 from __future__ import annotations
 
@@ -21,7 +17,8 @@ from vitwarm.trunk.inside import BlockView
 
 #: LOST grows its seed by the 100 least connected of the some 700 patches of a VOC image.
 LOST_SHARE = 1 / 7
-#: A found box counts where its overlap with a true one, over their union, is at least this.
+#: A found box counts where its overlap with a true one, over their union, is at least this (CorLoc:
+#: Deselaers et al. 2010).
 LEAST_OVERLAP = 0.5
 
 

@@ -138,9 +138,8 @@ def _fill(
             # The last one moves into the place of the one that leaves.
             if by_types:
                 counts[kind] += 1 if opens else -1
-                stays = counts[kind] > (1 if opens else 0)
-                opened[place] = kind if opens | stays else opened[n_open - one]
-                if not stays:
+                if counts[kind] == (1 if opens else 0):
+                    opened[place] = kind if opens else opened[n_open - one]
                     n_open = n_open + one if opens else n_open - one
             else:
                 opened[place] = kind if opens else opened[n_open - one]

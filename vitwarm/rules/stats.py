@@ -285,7 +285,7 @@ def order_blind_accuracy(rule: Rule, ids: Ids, visible: Ids) -> float:
 
 
 def _control(rule: Rule) -> Rule:
-    return rule if rule.name == "shuffled" else make_rule("shuffled", of=rule)
+    return rule if isinstance(rule, Shuffled) else make_rule("shuffled", of=rule)
 
 
 def gzip_stats(rule: Rule, ids: Ids, seed: int, start: int) -> dict[str, float]:
