@@ -18,7 +18,7 @@ from vitwarm.shards import (
     decode_all,
     make_train_loader,
 )
-from vitwarm.shards.load.crops import Size, centre, cut_out
+from vitwarm.shards.load.pixels import Size, centre, cut_out
 from vitwarm.training.data import LoaderFeed
 from vitwarm.training.module import TrainBatch
 from vitwarm.training.resident import ResidentFeed, ResidentImages, resample, resize_and_crop

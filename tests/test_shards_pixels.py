@@ -23,9 +23,8 @@ from vitwarm.shards import (
     make_train_loader,
     make_val_loader,
 )
-from vitwarm.shards.load import decode as decode_module
-from vitwarm.shards.load.crops import Size
-from vitwarm.shards.load.decode import UnreadableImage, decode, read_header
+from vitwarm.shards.load import pixels as decode_module
+from vitwarm.shards.load.pixels import Size, UnreadableImage, decode, read_header
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 N = 6

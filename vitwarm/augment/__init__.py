@@ -8,6 +8,7 @@ to which image is planned on the host and travels to the device in one copy: no 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -34,45 +35,35 @@ class Augmented(NamedTuple):
     targets: Targets
 
 
+@dataclass(eq=False, kw_only=True)
 class Augmentation:
     """Colour and shape operations, normalising, erasing and mixing, in this order.
 
     The order is that of DeiT's training; timm's own loader mixes before it erases.
+
+    Raises: ConfigError: an `aa` that timm would not understand.
     """
 
-    def __init__(
-        self,
-        *,
-        seed: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        aa: str | None = None,
-        color_jitter: float | None = None,
-        reprob: float = 0.0,
-        mixing: Mixing | None = None,
-        interpolation: str = "bicubic",
-    ) -> None:
-        """Prepares everything that does not depend on a batch.
+    seed: int
+    """The run's."""
+    mean: Sequence[float]
+    std: Sequence[float]
+    """Per channel, in [0, 1]; one each makes the images grey."""
+    aa: str | None = None
+    """`rand-m9-mstd0.5-inc1`, `3a`, or None."""
+    color_jitter: float | None = None
+    """Strength in [0, 1]; with RandAugment not used, as in timm."""
+    reprob: float = 0.0
+    """Probability of random erasing."""
+    mixing: Mixing | None = None
+    interpolation: str = "bicubic"
+    """Or bilinear; for rotations, shears and translations."""
 
-        Args:
-            seed: the run's seed.
-            mean, std: per channel, in [0, 1]; one each makes the images grey.
-            aa: `rand-m9-mstd0.5-inc1`, `3a`, or None.
-            color_jitter: strength in [0, 1]; with RandAugment not used, as in timm.
-            reprob: probability of random erasing.
-            mixing: mixup and CutMix, or None.
-            interpolation: bicubic or bilinear, for rotations, shears and translations.
-        Raises: ConfigError: an `aa` that timm would not understand.
-        """
-        self.seed = seed
-        self.mean, self.std = tuple(mean), tuple(std)
-        self.reprob = reprob
-        self.mixing = mixing
-        self.interpolation = interpolation
-        policy = parse_policy(aa)
+    def __post_init__(self) -> None:
+        policy = parse_policy(self.aa)
         self.policies: list[Policy | ColorJitter] = [policy] if policy else []
-        if color_jitter and (policy is None or isinstance(policy, ThreeAugment)):
-            self.policies.append(ColorJitter(strength=color_jitter))
+        if self.color_jitter and (policy is None or isinstance(policy, ThreeAugment)):
+            self.policies.append(ColorJitter(strength=self.color_jitter))
         self._constants: dict[tuple[str | int, torch.device], Tensor] = {}
 
     def __call__(
@@ -131,7 +122,7 @@ class Augmentation:
     def _operate(self, images: Tensor, plan: Plan, there: Mapping[str, Tensor]) -> Tensor:
         if not plan:
             return images
-        colour = [float(round(255 * m)) for m in (self.mean * 3)[:3]]
+        colour = [float(round(255 * m)) for m in (tuple(self.mean) * 3)[:3]]
         fill = self._constant("fill", images.device, lambda: torch.tensor(colour))
         around = Surroundings(fill, self.interpolation)
         x = images.clone()

@@ -154,9 +154,8 @@ def plan_erasing(draws: Draws, probability: float, *, height: int, width: int) -
     heights = np.rint(np.sqrt(area * height * width * aspect))
     widths = np.rint(np.sqrt(area * height * width / aspect))
     fits = (heights < height) & (widths < width)
-    first = fits.argmax(axis=0)[None]
-    box_height = np.take_along_axis(heights, first, axis=0)[0]
-    box_width = np.take_along_axis(widths, first, axis=0)[0]
+    at = fits.argmax(axis=0), np.arange(len(index))  # the first attempt that fits
+    box_height, box_width = heights[at], widths[at]
     top = draws.integers("erase/top", height - box_height + 1)
     left = draws.integers("erase/left", width - box_width + 1)
     boxes = np.stack([top, top + box_height, left, left + box_width], axis=1)

@@ -140,16 +140,11 @@ def jitter(x: Tensor, args: Tensor, around: Surroundings) -> Tensor:
 
 Apply = Callable[[Tensor, Tensor, Surroundings], Tensor]
 OPERATIONS: dict[str, Apply] = {
-    "affine": affine,
-    "table": table,
-    "autocontrast": autocontrast,
-    "equalize": equalize,
-    "contrast": contrast,
-    "saturation": saturation,
-    "sharpness": sharpness,
-    "blur": blur,
-    "jitter": jitter,
-}
+    operation.__name__: operation
+    for operation in (
+        affine, table, autocontrast, equalize, contrast, saturation, sharpness, blur, jitter,
+    )
+}  # fmt: skip
 
 
 def luma(x: Tensor) -> Tensor:

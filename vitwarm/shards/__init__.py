@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitwarm.shards.choose.fraction import Subset, choose_fraction, choose_list
     from vitwarm.shards.choose.order import Order
-    from vitwarm.shards.load.crops import EvalCrop, TrainCrop
+    from vitwarm.shards.load.pixels import EvalCrop, TrainCrop
     from vitwarm.shards.load.reader import Decoded, decode_all, first_size
     from vitwarm.shards.loaders import (
         EvalLoader,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 #: Where names are looked for: what needs torch comes last.
 _HOMES = (
-    "read.index", "choose.fraction", "choose.order", "stream.index", "load.crops", "loaders",
+    "read.index", "choose.fraction", "choose.order", "stream.index", "load.pixels", "loaders",
     "load.reader",
 )  # fmt: skip
 

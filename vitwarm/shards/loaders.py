@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vitwarm.shards.choose.order import Order, Share
-from vitwarm.shards.load.crops import EvalCrop, TrainCrop
+from vitwarm.shards.load.pixels import EvalCrop, TrainCrop
 from vitwarm.shards.load.reader import Batches
 from vitwarm.shards.load.workers import (
     Failure,
@@ -167,16 +167,15 @@ def make_train_loader(
     share = Share(batch_size, micro_batch_size, rank, world_size)
     share.check()
     work = plan_work(workers, world_size, pin_memory, start_method)
-    source: _Items | Stream
+    size = (micro_batch_size, *crop.sides)
     if isinstance(index, StreamIndex):
-        source = Stream(index, share, crop, order.seed, work)
-        loader = source.loader()
-    else:
-        source = _Items(order, share, n_steps)
-        batches = Batches(index, order.rows, crop, seed)
-        size = (share.micro, *crop.sides)
-        loader = make_data_loader(batches, source, work=work, size=size)
-    return TrainLoader(share, loader, source, start_step, n_steps)
+        stream = Stream(index, share, crop, order.seed)
+        loader = make_data_loader(stream, None, work=work, size=size)
+        return TrainLoader(share, loader, stream, start_step, n_steps)
+    items = _Items(order, share, n_steps)
+    batches = Batches(index, order.rows, crop, seed)
+    loader = make_data_loader(batches, items, work=work, size=size)
+    return TrainLoader(share, loader, items, start_step, n_steps)
 
 
 def make_val_loader(
@@ -196,9 +195,10 @@ def make_val_loader(
     Raises: ShardError: no room in shared memory.
     """
     work = plan_work(workers, world_size, pin_memory, start_method)
+    size = (batch_size, *crop.sides)
     if isinstance(index, StreamIndex):  # whole shards
         share = Share(world_size * batch_size, batch_size, rank, world_size)
-        loader = Stream(index, share, crop, 0, work).loader()
+        loader = make_data_loader(Stream(index, share, crop, 0), None, work=work, size=size)
         return EvalLoader(loader, -(-index.n_images // share.batch_size))
     rows = np.arange(index.n_images, dtype=np.int64)
     low, high = (len(rows) * r // world_size for r in (rank, rank + 1))
@@ -206,5 +206,5 @@ def make_val_loader(
     items = [Item(part, np.zeros_like(part), part) for part in parts]
     work = work._replace(workers=min(work.workers, len(items)))
     batches = Batches(index, rows, crop, seed=0)
-    loader = make_data_loader(batches, items, work=work, size=(batch_size, *crop.sides))
+    loader = make_data_loader(batches, items, work=work, size=size)
     return EvalLoader(loader, len(items))

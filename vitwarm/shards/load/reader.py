@@ -22,13 +22,17 @@ from torch.utils.data import Dataset
 
 from vitwarm.errors import ShardError, VitwarmError
 from vitwarm.records import count_cpus
-from vitwarm.shards.load.crops import EvalCrop, TrainCrop, centre, cut_out, resize
-from vitwarm.shards.load.decode import (
+from vitwarm.shards.load.pixels import (
     Encoded,
+    EvalCrop,
+    TrainCrop,
     UnreadableImage,
+    centre,
+    cut_out,
     decode,
     quiet,
     read_header,
+    resize,
     tell_decoder,
 )
 from vitwarm.shards.load.workers import Failure, Item, Lent, Shipped, Slabs, empty_images
@@ -68,7 +72,6 @@ class ImageReader:
         self.rows = np.asarray(rows, np.int64)
         self.named = 0
         self._files: OrderedDict[int, int] = OrderedDict()
-        self._owner = -1
 
     def read(self, row: int) -> bytes:
         """Returns an encoded image. Raises: ShardError: its shard is gone, or became shorter."""
@@ -135,8 +138,6 @@ class ImageReader:
         return decode(self.header(row))
 
     def _open(self, shard: int) -> int:
-        if self._owner != os.getpid():  # a child does not share its parent's bookkeeping
-            self._files, self._owner = OrderedDict(), os.getpid()
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
@@ -147,15 +148,14 @@ class ImageReader:
 
     def close(self) -> None:
         """Closes the tars that this process has opened."""
-        if self._owner == os.getpid():
-            while self._files:
-                os.close(self._files.popitem()[1])
+        while self._files:
+            os.close(self._files.popitem()[1])
 
     def __del__(self) -> None:
         self.close()
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_files": OrderedDict(), "_owner": -1}
+        return {**self.__dict__, "_files": OrderedDict()}
 
 
 class Batches(Dataset[Shipped | Failure]):
@@ -217,8 +217,8 @@ class Batches(Dataset[Shipped | Failure]):
                     pixels = decode(encoded[k], reduction=reductions[k], rows=ends[k])
                 except UnreadableImage:
                     shown[k], pixels = reader.first_good(int(shown[k]), reader.pixels)
-                    where = (int(epochs[k]), int(rows[k]), *pixels.shape[:2])
-                    boxes[k] = crop.box(self.seed, *where)
+                    one = slice(k, k + 1)
+                    boxes[one] = crop.boxes(self.seed, epochs[one], rows[one], *pixels.shape[:2])
                 else:
                     if reductions[k] > 1 and pixels.shape[1] < encoded[k].width:
                         boxes[k, :4] /= reductions[k]

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from vitwarm.errors import ShardError, VitwarmError
 from vitwarm.interrupts import follow_parent
 from vitwarm.records import count_cpus
-from vitwarm.shards.load.decode import tell_decoder
+from vitwarm.shards.load.pixels import tell_decoder
 
 #: Where Linux keeps shared memory; other systems have no such place, and no such limit.
 _SHM = Path("/dev/shm")

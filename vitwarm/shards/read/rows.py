@@ -158,30 +158,20 @@ def tell_litter(tar: Path | str, n: int, *, also: str = "") -> None:
 def _read_table(path: Path, labels: Labels, fast: bool | None) -> _Table:
     if fast is None:
         fast = path.is_file() and path.stat().st_size >= _COMPILE_BYTES
+    plain, n_behind = None, 0
     if fast:
         from vitwarm.shards.read.fastwalk import scan_plain  # numba takes half a second to load
 
         plain = scan_plain(path)
-        if plain is not None:
-            names = plain.names.tolist()
-            return _table(names, plain.offsets, plain.sizes, plain.inline.tolist(), 0)
-    members, n_behind = scan_tar(path, lambda name: name.lower().endswith(labels.endings))
-    return _table(
-        [os.fsencode(member.name) for member in members],
-        np.array([member.offset for member in members], np.int64),
-        np.array([member.size for member in members], np.int64),
-        [member.content or b"" for member in members],
-        n_behind,
-    )
-
-
-def _table(
-    names: list[bytes],
-    offsets: np.ndarray,
-    sizes: np.ndarray,
-    contents: list[bytes],
-    n_behind: int,
-) -> _Table:
+    if plain is not None:
+        names, contents = plain.names.tolist(), plain.inline.tolist()
+        offsets, sizes = plain.offsets, plain.sizes
+    else:
+        members, n_behind = scan_tar(path, lambda name: name.lower().endswith(labels.endings))
+        names = [os.fsencode(member.name) for member in members]
+        contents = [member.content or b"" for member in members]
+        offsets = np.array([member.offset for member in members], np.int64)
+        sizes = np.array([member.size for member in members], np.int64)
     n_all = len(names)
     text = b"/".join(names)
     if any(part in text for part in (b"/._", b".DS_Store", b"__MACOSX")) or text[:2] == b"._":

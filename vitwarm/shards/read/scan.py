@@ -181,18 +181,11 @@ def _scan(
     parts = list(known)
     if len(todo) > 16:
         log.info("reading the headers of %d shards in %s", len(todo), paths[0].parent)
-    with (
-        make_bar("index", total=len(todo), unit="shard") as bar,
-        ThreadPoolExecutor(min(_THREADS, max(1, len(todo)))) as pool,
-    ):
-        jobs = [pool.submit(read_shard, paths[k], labels) for k in todo]
-        try:
-            for k, job in zip(todo, jobs, strict=True):
-                parts[k] = job.result()
-                bar.update()
-        finally:
-            for job in jobs:
-                job.cancel()
+    with ThreadPoolExecutor(min(_THREADS, max(1, len(todo)))) as pool:
+        found = pool.map(lambda k: read_shard(paths[k], labels), todo)
+        shown = make_bar("index", total=len(todo), unit="shard", items=found)
+        for k, rows in zip(todo, shown, strict=True):
+            parts[k] = rows
     whole = [part for part in parts if part is not None]
     _tell_oddities([(paths[k], whole[k]) for k in todo])
     return whole

@@ -11,14 +11,22 @@ from typing import Any
 
 import numpy as np
 import webdataset as wds
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from vitwarm.errors import ShardError, VitwarmError
 from vitwarm.seeding import hash_bits, mix_u64, seed_of
 from vitwarm.shards.choose.order import Share
-from vitwarm.shards.load.crops import EvalCrop, TrainCrop, centre, cut_out
-from vitwarm.shards.load.decode import UnreadableImage, decode, quiet, read_header
-from vitwarm.shards.load.workers import Failure, Shipped, Work, empty_images, make_data_loader
+from vitwarm.shards.load.pixels import (
+    EvalCrop,
+    TrainCrop,
+    UnreadableImage,
+    centre,
+    cut_out,
+    decode,
+    quiet,
+    read_header,
+)
+from vitwarm.shards.load.workers import Failure, Shipped, empty_images
 from vitwarm.shards.read.rows import tell_litter
 from vitwarm.shards.stream.index import WARNING, StreamIndex
 from vitwarm.shards.stream.tar import BROKEN, Raw, TarStream
@@ -52,19 +60,14 @@ class Stream(IterableDataset[Any]):
     share: Share
     crop: TrainCrop | EvalCrop
     seed: int
-    work: Work
     start_step: int = 0
     """Where an iteration begins."""
     told: bool = False
     """What a Mac added was said."""
 
-    def loader(self) -> DataLoader[Any]:
-        """Returns what ships one process's share."""
+    def __post_init__(self) -> None:
         if self.share.rank == 0 and self.trains:
             log.warning(WARNING, self.index.urls[0])
-        return make_data_loader(
-            self, None, work=self.work, size=(self.share.micro, *self.crop.sides)
-        )
 
     @property
     def trains(self) -> bool:
@@ -78,8 +81,10 @@ class Stream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
-        worker = self.share.rank * max(1, self.work.workers) + (info.id if info else 0)
-        stages: list[Any] = [lambda: self._shards(worker), self._samples]
+        number, n_own = (info.id, info.num_workers) if info else (0, 1)
+        worker = self.share.rank * n_own + number
+        n_workers = self.share.world_size * n_own
+        stages: list[Any] = [lambda: self._shards(worker, n_workers), self._samples]
         if self.trains:
             rng = random.Random(seed_of(self.seed, "stream", worker, self.first_image))
             stages.append(wds.shuffle(BUFFER, initial=BUFFER_FIRST, rng=rng))
@@ -88,10 +93,9 @@ class Stream(IterableDataset[Any]):
         except VitwarmError as error:
             yield Failure(type(error), str(error))
 
-    def _shards(self, worker: int) -> Iterator[tuple[int, int]]:
-        """Every `all workers`-th shard of the sequence from the first image on, and its epoch."""
+    def _shards(self, worker: int, n_workers: int) -> Iterator[tuple[int, int]]:
+        """Every `n_workers`-th shard of the sequence from the first image on, and its epoch."""
         urls = self.index.urls
-        n_workers = self.share.world_size * max(1, self.work.workers)
         if not self.trains:
             yield from ((shard, 0) for shard in range(worker, len(urls), n_workers))
             return
@@ -166,8 +170,8 @@ class Stream(IterableDataset[Any]):
             image = read_header(sample.data)
             if isinstance(crop, EvalCrop):
                 return centre(decode(image), crop)
-            where = (sample.epoch, sample.key, image.height, image.width)
-            box = np.array([crop.box(self.seed, *where)], np.float32)
+            who = np.array([sample.epoch]), np.array([sample.key])
+            box = crop.boxes(self.seed, *who, image.height, image.width)
             reduction = int(crop.reduction(box)[0])
             pixels = decode(image, reduction=reduction)
             if reduction > 1 and pixels.shape[0] < image.height:

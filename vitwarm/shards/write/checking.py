@@ -12,7 +12,7 @@ import numpy as np
 
 from vitwarm.errors import ShardError
 from vitwarm.shards.bars import make_bar
-from vitwarm.shards.load.decode import UnreadableImage, decode, quiet, read_header
+from vitwarm.shards.load.pixels import UnreadableImage, decode, quiet, read_header
 from vitwarm.shards.read.index import ShardIndex
 from vitwarm.shards.read.labels import LabelOptions
 from vitwarm.shards.read.rows import ShardRows, read_shard
