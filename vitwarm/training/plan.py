@@ -118,7 +118,7 @@ def plan_training(config: TrainRun) -> TrainPlan:
         refuse_unlearned(trunk, str(config.handoff.trunk), "set handoff.allow_failed=true")
     index, val = _open(config, "train"), _open(config, "val")
     check_classes(index, val)
-    subset = _choose(config, index)
+    subset = choose_images(config, index)
     n_classes = _count_classes(config, index, val)
     for one in (index, val):
         if isinstance(one, StreamIndex):
@@ -245,7 +245,8 @@ def _open(config: TrainRun, split: Literal["train", "val"]) -> ShardIndex:
         raise ShardError(f"data.{split}: {error}") from error
 
 
-def _choose(config: TrainRun, index: ShardIndex) -> Subset:
+def choose_images(config: TrainRun, index: ShardIndex) -> Subset:
+    """Returns the training images of a config's list or fraction."""
     data = config.data
     if data.image_list is not None:
         return choose_list(index, data.image_list)
