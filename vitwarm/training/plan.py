@@ -290,10 +290,9 @@ def _arm(config: TrainRun, trunk: Trunk | None) -> str:
         return Path(config.handoff.init).name
     if trunk is None:
         return "default"
+    path, source = trunk.path, trunk.metadata.get("source", "")
+    if path and source.startswith("image model"):  # called by its path, which no table shows
+        return f"image model {path.parent.name if path.name.startswith('export') else path.name}"
     rule = trunk.facts.get("rule")
     name = rule.get("name") if isinstance(rule, dict) else None
-    source = trunk.metadata.get("source", "")
-    if trunk.path and source.endswith(str(trunk.path)):  # of an image model; no path in a table
-        folder = trunk.path.parent if trunk.path.name.startswith("export") else trunk.path
-        source = source.removesuffix(str(trunk.path)) + folder.name
-    return str(name or source or (trunk.path.stem if trunk.path else "trunk"))
+    return str(name or source or (path.stem if path else "trunk"))
