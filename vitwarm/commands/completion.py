@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Iterator
 
 from vitwarm.commands import COMMANDS, load_command
+from vitwarm.commands.handoff import WAYS
 from vitwarm.config import list_recipes
 from vitwarm.config.fields import LABEL, SCHEMAS, fields_of
 from vitwarm.rules import PRESETS, RULES
@@ -39,10 +40,6 @@ _vitwarm() {{
 }}
 complete -o default -F _vitwarm vitwarm
 """
-
-
-#: What the first word of a command may be beside a path.
-_FIRST = {"handoff": ("graft", "expand", "mix", "import", "push")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +70,7 @@ def make_script() -> str:
 
 def _words_of(command: str) -> Iterator[str]:
     """A command's subcommands, options and the fields of its config."""
-    yield from _FIRST.get(command, ())
+    yield from WAYS if command == "handoff" else ()
     parsers = [load_command(command)[1]]
     for action in parsers[0]._actions:
         if not action.option_strings:

@@ -17,9 +17,10 @@ What is pushed is a trunk, or the model that a training exported, with a card fr
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import math
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +29,43 @@ from vitwarm.errors import ConfigError, HandoffError
 from vitwarm.files import write_text
 
 if TYPE_CHECKING:
-    from vitwarm.trunk import Trunk
+    from vitwarm.trunk import Audit, Trunk
 
-#: What one kind of trunk file alone takes, and an example of it.
-_ONLY = {
-    "expand": (("depth", "width", "scale", "vectors", "order"), "CORE --model NAME --out FILE"),
-    "mix": (("warmed", "fresh", "norms"), "RUN --warmed 0.4 --fresh 0.1 --out FILE"),
+
+@dataclass(frozen=True)
+class _Way:
+    """What goes with a word before the trunks."""
+
+    what: str
+    n_trunks: int
+    takes: str
+    """The trunks, in words."""
+    example: str
+    own: tuple[str, ...]
+    """Options that it alone has."""
+    shared: tuple[str, ...]
+    """Options that it has of the hand-off's."""
+
+
+_SHAPE = ("model", "model_kwargs", "img_size")
+_OF_A_HANDOFF = (*_SHAPE, "num_classes", "scope", "blocks", "seed", "allow_failed")
+_OF_A_GRAFT = ("attention_of", "first_blocks")
+_OF_AN_EXPANSION = ("depth", "width", "scale", "vectors", "order")
+#: Values of options that were not given, where these are not None.
+_NOT_GIVEN = {"scope": "all", "seed": 0, "allow_failed": False, "private": False}
+# fmt: off
+#: The words that may stand before the trunks.
+WAYS = {
+    "graft": _Way("a graft", 2, "two trunks", "A B --attention-of A --out FILE", _OF_A_GRAFT, ()),
+    "expand": _Way("an expansion", 1, "a trunk and the model that it becomes",
+                   "CORE --model vit_base_patch16_224 --out FILE", _OF_AN_EXPANSION, _SHAPE),
+    "mix": _Way("a mix", 1, "one trunk", "RUN --warmed 0.4 --fresh 0.1 --out FILE",
+                ("warmed", "fresh", "norms"), ("seed",)),
+    "import": _Way("an import", 1, "one file", "FILE --out FILE", (), _SHAPE),
+    "push": _Way("a push", 2, "a trunk or a run, and a name", "RUN hf-hub:OWNER/NAME",
+                 ("private",), _OF_A_HANDOFF),
 }
+# fmt: on
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,8 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--scale", choices=["none", "fro"], help="expand, tiled: (default fro)")
     add("--vectors", choices=["published", "tiled"], help="expand, tiled: biases and norms")
     add("--order", choices=["cyclic", "each"], help="expand: (default cyclic)")
-    add("--warmed", type=float, help="mix: factor of the trunk (default 1)")
-    add("--fresh", type=float, help="mix: factor of a start by timm, of --seed (default 0)")
+    add("--warmed", type=_read_factor, help="mix: factor of the trunk (default 1)")
+    add("--fresh", type=_read_factor, help="mix: factor of a start by timm, of --seed (default 0)")
     add("--norms", choices=["kept", "timm"], help="mix: timm gives matrices the size of timm's")
     add("--private", action="store_true", help="push: a new repository is private")
     add("--json", action="store_true", help="print the audit as JSON")
@@ -76,34 +107,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the hand-off, the graft or the push that the arguments describe."""
-    if args.trunks[0] == "push":
-        return _push(args)
-    if args.private:
-        raise ConfigError("--private has no effect here; it belongs to vitwarm handoff push.")
-    if not args.out:
+    word, n_trunks = args.trunks[0], len(args.trunks)
+    way = WAYS.get(word)
+    _refuse_idle(args, way)
+    if way is not None:
+        if n_trunks != 1 + way.n_trunks or (word == "expand" and not args.model):
+            raise ConfigError(f"{word} takes {way.takes}: vitwarm handoff {word} {way.example}.")
+        return {"import": _import, "push": _push}.get(word, _make)(args)
+    if n_trunks != 1:
+        raise ConfigError(
+            f"handoff takes one trunk, not {n_trunks} ({', '.join(args.trunks)}). "
+            f"To assemble one from two: vitwarm handoff graft {WAYS['graft'].example}."
+        )
+    return _hand_off(args)
+
+
+def _refuse_idle(args: argparse.Namespace, way: _Way | None) -> None:
+    """Refuses options without an effect on a way, or on a hand-off, and a missing --out."""
+
+    def given(names: tuple[str, ...]) -> str:
+        found = [name for name in names if getattr(args, name) != _NOT_GIVEN.get(name)]
+        return ", ".join(f"--{name.replace('_', '-')}" for name in found)
+
+    for word, other in WAYS.items():
+        if other is not way and (idle := given(other.own)):
+            raise ConfigError(
+                f"{idle} has no effect here; write {word} before the trunk: vitwarm handoff "
+                f"{word} {other.example}."
+            )
+    if way is WAYS["push"]:
+        if args.out:
+            raise ConfigError("--out has no effect on a push, which writes nothing here.")
+    elif not args.out:
         raise ConfigError(
             "--out is not given; name the folder (the file of graft, expand, mix, import) to write."
         )
-    for word, (names, example) in _ONLY.items():
-        given = [f"--{name}" for name in names if getattr(args, name) is not None]
-        if given and args.trunks[0] != word:
-            raise ConfigError(
-                f"{', '.join(given)} has no effect here; write {word} before the trunk: vitwarm "
-                f"handoff {word} {example}."
-            )
-    makers = {"expand": _expand, "graft": _graft, "import": _import, "mix": _mix}
-    if args.trunks[0] in makers:
-        return makers[args.trunks[0]](args)
-    if len(args.trunks) != 1:
+    if way and (idle := given(tuple(name for name in _OF_A_HANDOFF if name not in way.shared))):
         raise ConfigError(
-            f"handoff takes one trunk, not {len(args.trunks)} ({', '.join(args.trunks)}). "
-            "To assemble one from two: vitwarm handoff graft A B --attention-of A --out FILE."
+            f"{idle} has no effect on {way.what}, which only makes a trunk file. "
+            "Leave it out, and give it to the hand-off of that file."
         )
-    if args.attention_of or args.first_blocks:
-        raise ConfigError(
-            "--attention-of and --first-blocks assemble a trunk from two; write graft before them: "
-            "vitwarm handoff graft A B --attention-of A --out FILE."
-        )
+
+
+def _hand_off(args: argparse.Namespace) -> int:
     from vitwarm.handoff import attach, export_model
 
     trunk = _load(args.trunks[0], allow_failed=args.allow_failed)
@@ -111,7 +157,8 @@ def run(args: argparse.Namespace) -> int:
     model = args.model or facts.get("model")
     if not model:
         raise ConfigError("--model is not given, and the trunk does not name one. Give --model.")
-    kwargs = _model_kwargs(args, model, facts)
+    same = facts.get("model") == model.split(".")[0]
+    kwargs = _model_kwargs(args, json.loads(facts.get("model_args", "{}")) if same else {})
     part = {"scope": args.scope, "blocks": args.blocks}
     vit, audit = attach(trunk, model=model, seed=args.seed, **part, **kwargs)
     out = Path(args.out)
@@ -120,10 +167,7 @@ def run(args: argparse.Namespace) -> int:
     exported = {"trunk_sha256": audit.trunk_sha256, "handoff": audit.summary(), "seed": args.seed}
     export_model(vit, out, facts={**exported, "tag": "handoff", "description": audit.summary()})
     write_text(out / "audit.json", json.dumps(audit.to_json(), indent=1) + "\n")
-    print(json.dumps(audit.to_json()) if args.json else f"{audit.table()}\n\n{audit.summary()}")
-    if not args.json:
-        print(f'timm.create_model("local-dir:{out}", pretrained=True)')
-    return 0
+    return _show(audit, f'timm.create_model("local-dir:{out}", pretrained=True)', args)
 
 
 def _load(name: str, *, allow_failed: bool) -> Trunk | None:
@@ -137,17 +181,11 @@ def _load(name: str, *, allow_failed: bool) -> Trunk | None:
     if not allow_failed:
         refuse_unlearned(trunk, name, "give --allow-failed")
     if name.startswith("hf-hub:"):  # a path in the cache would say nothing
-        return dataclasses.replace(trunk, path=Path(name))
+        return replace(trunk, path=Path(name))
     return trunk
 
 
 def _push(args: argparse.Namespace) -> int:
-    if len(args.trunks) != 3:
-        raise ConfigError(
-            "push takes a trunk or a run, and a name: vitwarm handoff push RUN hf-hub:OWNER/NAME."
-        )
-    if args.out:
-        raise ConfigError("--out has no effect on a push, which writes nothing here.")
     from vitwarm.trunk import push
 
     pushed = push(args.trunks[1], args.trunks[2], private=args.private)
@@ -164,6 +202,15 @@ def _read_json(text: str) -> Any:
         ) from error
 
 
+def _read_factor(text: str) -> float:
+    try:
+        if math.isfinite(factor := float(text)):
+            return factor
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no finite number; write 0.4")
+
+
 def _read_sides(text: str) -> int | tuple[int, ...]:
     """`224`, or `192x256`, the height first."""
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
@@ -172,117 +219,56 @@ def _read_sides(text: str) -> int | tuple[int, ...]:
     return numbers[0] if len(set(numbers)) == 1 else numbers
 
 
-def _model_kwargs(args: argparse.Namespace, model: str, facts: dict[str, str]) -> dict[str, Any]:
-    """The warmed model's own arguments where it is the same model, then what was asked for."""
-    kwargs: dict[str, Any] = {}
-    if args.model_kwargs is not None:
-        kwargs = _checked(args.model_kwargs)
-    elif facts.get("model") == model.split(".")[0] and "model_args" in facts:
-        kwargs = json.loads(facts["model_args"])
-    return kwargs | _asked(args)
+def _model_kwargs(args: argparse.Namespace, warmed: dict[str, Any]) -> dict[str, Any]:
+    """Returns --model-kwargs, else those that were warmed up, with what has an option of its own.
 
-
-def _asked(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of the model that are options of their own."""
+    Raises: ConfigError: --model-kwargs is no object, or says what an option or none says.
+    """
     asked = {name: getattr(args, name) for name in ("num_classes", "img_size")}
-    return {name: value for name, value in asked.items() if value is not None}
-
-
-def _checked(model_kwargs: Any) -> dict[str, Any]:
-    """Returns --model-kwargs, unless an option or none says what it says."""
-    if not isinstance(model_kwargs, dict):
+    asked = {name: value for name, value in asked.items() if value is not None}
+    given = args.model_kwargs
+    if given is None:
+        return warmed | asked
+    if not isinstance(given, dict):
         raise ConfigError(
-            f"--model-kwargs is {json.dumps(model_kwargs)}; give an object: '{{\"depth\": 3}}'."
+            f"--model-kwargs is {json.dumps(given)}; give an object: '{{\"depth\": 3}}'."
         )
     options = {"num_classes": "--num-classes", "img_size": "--img-size", "seed": "--seed"}
     reserved = {**NO_FRESH_MODEL, **{key: f"use {option}" for key, option in options.items()}}
-    for key in model_kwargs:
+    for key in given:
         if key in reserved:
             raise ConfigError(
                 f"--model-kwargs has the key {key!r}, which has no place there: {reserved[key]}."
             )
-    return model_kwargs
-
-
-def _refuse_unused(args: argparse.Namespace, what: str, *more: str, but: str = "") -> None:
-    """Refuses options of a hand-off on what only makes a trunk file."""
-    plain = {"scope": "all", "seed": 0, "allow_failed": False}
-    names = ["num_classes", "scope", "blocks", "seed", "allow_failed", *more]
-    unused = [
-        f"--{name.replace('_', '-')}"
-        for name in names
-        if name != but and getattr(args, name) != plain.get(name)
-    ]
-    if unused:
-        raise ConfigError(
-            f"{', '.join(unused)} has no effect on {what}, which only makes a trunk file. "
-            "Leave it out, and give it to the hand-off of that file."
-        )
+    return given | asked
 
 
 def _import(args: argparse.Namespace) -> int:
-    if len(args.trunks) != 2:
-        raise ConfigError("import takes one file: vitwarm handoff import FILE --out FILE.")
-    _refuse_unused(args, "an import", "attention_of", "first_blocks")
     from vitwarm.trunk import import_weights
 
-    kwargs = _checked(args.model_kwargs or {}) | _asked(args)
+    kwargs = _model_kwargs(args, {})
     made = import_weights(args.trunks[1], args.out, model=args.model, **kwargs)
     facts = {**made.trunk.facts, "content_sha256": made.trunk.sha256}
     print(json.dumps(facts) if args.json else f"{made.summary()}\nwrote {made.trunk.path}")
     return 0
 
 
-def _graft(args: argparse.Namespace) -> int:
-    if len(args.trunks) != 3:
-        raise ConfigError(
-            f"graft takes two trunks, not {len(args.trunks) - 1}: vitwarm handoff graft A B "
-            "--attention-of A --out FILE."
-        )
-    _refuse_unused(args, "a graft", "model", "model_kwargs", "img_size")
+def _make(args: argparse.Namespace) -> int:
+    """Makes a trunk file of one or two trunks by an initialiser."""
     from vitwarm.inits import write_init
 
-    parts = {"a": args.trunks[1], "b": args.trunks[2], "attention_of": args.attention_of}
-    parts["first_blocks"] = args.first_blocks
-    return _show_made(write_init("graft", args.out, model="", seed=0, **parts), args)
-
-
-def _expand(args: argparse.Namespace) -> int:
-    if len(args.trunks) != 2 or not args.model:
-        raise ConfigError(
-            "expand takes a trunk and the model that it becomes: vitwarm handoff expand CORE "
-            "--model vit_base_patch16_224 --out FILE."
-        )
-    _refuse_unused(args, "an expansion", "attention_of", "first_blocks")
-    from vitwarm.inits import write_init
-
-    how = _given(args, "expand")
-    kwargs = _checked(args.model_kwargs or {}) | _asked(args)
-    how |= {"model_kwargs": kwargs, "core": args.trunks[1]}
-    return _show_made(write_init("expand", args.out, model=args.model, seed=0, **how), args)
-
-
-def _mix(args: argparse.Namespace) -> int:
-    if len(args.trunks) != 2:
-        raise ConfigError(f"mix takes one trunk: vitwarm handoff mix {_ONLY['mix'][1]}.")
-    theirs = ("model", "model_kwargs", "img_size", "attention_of", "first_blocks")
-    _refuse_unused(args, "a mix", *theirs, but="seed")
-    from vitwarm.inits import write_init
-    from vitwarm.trunk import load_trunk
-
-    facts = load_trunk(args.trunks[1]).facts
-    if "model" not in facts:
-        raise HandoffError(
-            f"{args.trunks[1]} does not name its model, so there is no fresh start of it to mix "
-            "in. Give the trunk of a warm-up or of an import."
-        )
-    how = {**_given(args, "mix"), "model_kwargs": facts.get("model_args")}
-    how |= {"model": facts["model"], "trunk": args.trunks[1]}
-    return _show_made(write_init("mixed", args.out, seed=args.seed, **how), args)
-
-
-def _given(args: argparse.Namespace, word: str) -> dict[str, Any]:
-    return {name: given for name in _ONLY[word][0] if (given := getattr(args, name)) is not None}
+    word, first, *second = args.trunks
+    how: dict[str, Any] = {name: getattr(args, name) for name in WAYS[word].own}
+    if word == "graft":
+        how |= {"a": first, "b": second[0]}
+    else:
+        how = {name: value for name, value in how.items() if value is not None}
+        how |= {"trunk" if word == "mix" else "core": first}
+    if word == "expand":
+        how["model_kwargs"] = _model_kwargs(args, {})
+    name = "mixed" if word == "mix" else word
+    path = write_init(name, args.out, model=args.model or "", seed=args.seed, **how)
+    return _show_made(path, args)
 
 
 def _show_made(path: Path, args: argparse.Namespace) -> int:
@@ -298,7 +284,10 @@ def _show_made(path: Path, args: argparse.Namespace) -> int:
         metadata=made.metadata,
         notes=[made.metadata["note"]] if "note" in made.metadata else [],
     )
-    print(json.dumps(audit.to_json()) if args.json else f"{audit.table()}\n\n{audit.summary()}")
-    if not args.json:
-        print(f"wrote {path}")
+    return _show(audit, f"wrote {path}", args)
+
+
+def _show(audit: Audit, last: str, args: argparse.Namespace) -> int:
+    as_text = f"{audit.table()}\n\n{audit.summary()}\n{last}"
+    print(json.dumps(audit.to_json()) if args.json else as_text)
     return 0

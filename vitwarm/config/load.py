@@ -34,6 +34,7 @@ def load_config(
     overrides: Sequence[str] = (),
     *,
     fields: Mapping[str, Any] | None = None,
+    start: Config | None = None,
 ) -> Config:
     """Builds a config from a recipe file and dotted overrides.
 
@@ -42,13 +43,14 @@ def load_config(
         path: a YAML recipe, or None for the defaults.
         overrides: `section.field=value` words.
         fields: dotted field -> value, as a sweep's `set`; merged before the overrides.
+        start: what the others are merged into, in place of the schema's defaults.
     Returns: the frozen config; its `name` is the recipe's file name if the recipe sets none.
     Raises: ConfigError: a file that is no recipe, a key that does not exist (with the nearest that
         does), a value of another type, a mandatory field without value, a value out of range.
     """
     where = "the command line"
     try:
-        merged = OmegaConf.structured(schema)
+        merged = OmegaConf.structured(start or schema)
         for place, plain, once in _layers(schema, path, fields, overrides):
             where = place
             merged = OmegaConf.merge(merged, _nest(plain, schema, once=once))
@@ -109,13 +111,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
 
     Raises: ConfigError: as `load_config`.
     """
-    schema = type(config)
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(to_plain(config)))
-        merged = OmegaConf.merge(merged, _nest(overrides, schema, once=False))
-        return cast(Config, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error, schema)) from error
+    return load_config(type(config), fields=overrides, start=config)
 
 
 def config_hash(config: Any, contents: Mapping[str, str | None] | None = None) -> str:

@@ -35,6 +35,29 @@ INITS: dict[str, Callable[..., Made]] = {
 }
 
 
+def check_params(name: str, **given: Any) -> None:
+    """Checks what an initialiser is to be called with, before it is.
+
+    Args:
+        given: `model`, `model_kwargs`, `seed` and the initialiser's own parameters.
+    Raises: ConfigError: no such initialiser, or parameters that it does not have.
+    """
+    if name not in INITS:
+        raise ConfigError(
+            f"init is {name!r}; there are {', '.join(INITS)}.{nearest(name, INITS)} "
+            "Choose one of them."
+        )
+    signature = inspect.signature(INITS[name])
+    usual = ("model", "model_kwargs", "seed")
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        raise ConfigError(
+            f"init_params of {name!r} are {sorted(given.keys() - usual)}; {error}. "
+            f"Its parameters are {', '.join(p for p in signature.parameters if p not in usual)}."
+        ) from error
+
+
 def make_init(
     name: str,
     *,
@@ -45,23 +68,10 @@ def make_init(
 ) -> Made:
     """Computes the tensors of an initialiser, without writing them.
 
-    Raises: ConfigError: no such initialiser, or parameters that it does not have.
+    Raises: ConfigError: as `check_params`.
     """
-    if name not in INITS:
-        raise ConfigError(
-            f"init is {name!r}; there are {', '.join(INITS)}.{nearest(name, INITS)} "
-            "Choose one of them."
-        )
-    signature = inspect.signature(INITS[name])
-    own = [p for p in signature.parameters if p not in ("model", "model_kwargs", "seed")]
     given = {"model": model, "model_kwargs": dict(model_kwargs or {}), "seed": seed, **params}
-    try:
-        signature.bind(**given)
-    except TypeError as error:
-        raise ConfigError(
-            f"init_params of {name!r} are {sorted(params)}; {error}. "
-            f"Its parameters are {', '.join(own)}."
-        ) from error
+    check_params(name, **given)
     return INITS[name](**given)
 
 
@@ -96,4 +106,4 @@ def write_init(
     return save_trunk(out_path, made.tensors, facts)
 
 
-__all__ = ["INITS", "Made", "make_init", "write_init"]
+__all__ = ["INITS", "Made", "check_params", "make_init", "write_init"]

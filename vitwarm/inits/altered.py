@@ -125,6 +125,7 @@ def mixed(
     0.4 and 0.1 shrink and perturb; 0.5 and 0.5 lie half way from a cold start to a warmed one.
 
     Args:
+        model: empty: the trunk's own, with its arguments.
         trunk: the warmed trunk, of the model's own shape.
         warmed, fresh: the two factors, of every tensor, norms and biases included.
         norms: timm scales each matrix of the sum to the Frobenius norm of the fresh matrix; norms
@@ -139,6 +140,13 @@ def mixed(
     if norms not in ("kept", "timm"):
         raise ConfigError(f"init_params.norms is {norms!r}; allowed are kept, timm.")
     source = read(trunk)
+    if not model:
+        if "model" not in source.facts:
+            raise HandoffError(
+                f"trunk {label(source)} does not name its model, so there is no fresh start of it "
+                "to mix in. Give the trunk of a warm-up or of an import."
+            )
+        model, model_kwargs = source.facts["model"], source.facts.get("model_args") or {}
     cold = build_model(model, seed=seed, **model_kwargs).state_dict()
 
     def mix(name: str, tensor: Tensor) -> Tensor:

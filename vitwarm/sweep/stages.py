@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from vitwarm.config import SweepConfig, TrainRun, WarmupRun
+from vitwarm.errors import ConfigError
 from vitwarm.sweep.rows import Config, InitConfig
 from vitwarm.sweep.worker import run_row
 
@@ -49,17 +50,14 @@ def count_images(config: TrainRun) -> int:
 
     Raises: ShardError: shards that are missing or damaged, a fraction that leaves a class empty.
     """
-    from vitwarm.shards import choose_fraction, choose_list
+    from vitwarm.training.plan import choose_images
 
     data = config.data
     how = {name: getattr(data, name) for name in ("label_key", "label_from", "classes")}
     index = _open_index(data.train, cache=data.index_cache, allow_pipe=data.allow_pipe, **how)
-    if data.image_list:
-        return len(choose_list(index, Path(data.image_list)).rows)
-    if data.fraction == 1:
+    if data.fraction == 1 and not data.image_list:
         return int(index.n_images)
-    seed = config.seed if data.subset_seed is None else data.subset_seed
-    return len(choose_fraction(index, data.fraction, seed=seed).rows)
+    return len(choose_images(config, index).rows)
 
 
 def find_training(config: TrainRun) -> Path:
@@ -88,37 +86,19 @@ def _on_cpu(config: ConfigT, **changes: Any) -> ConfigT:
 
 
 def check_init(config: InitConfig) -> None:
-    """Raises ConfigError if there is no such initialiser or it lacks a parameter."""
-    import inspect
+    """Raises ConfigError if there is no such initialiser, or it does not take a parameter."""
+    from vitwarm.inits import INITS, check_params
 
-    from vitwarm.errors import ConfigError, nearest
-    from vitwarm.inits import INITS
-
-    if config.name not in INITS:
-        raise ConfigError(
-            f"init is {config.name!r}; there are {', '.join(INITS)}.{nearest(config.name, INITS)} "
-            "Choose one of them."
-        )
-    try:
-        inspect.signature(INITS[config.name]).bind(
-            model=config.model, model_kwargs={}, seed=config.seed, **config.params
-        )
-    except TypeError as error:
-        raise ConfigError(
-            f"init_params of {config.name!r} are {sorted(config.params)}; {error}. "
-            "Fix them in the sweep's recipe."
-        ) from error
+    same = {"model": config.model, "model_kwargs": config.model_kwargs, "seed": config.seed}
+    check_params(config.name, **same, **config.params)
     for name, hint in get_type_hints(INITS[config.name]).items():
-        words = [word for part in (hint, *get_args(hint)) for word in _choices(part)]
+        parts = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
+        words = [word for part in parts for word in get_args(part)]
         if words and config.params.get(name) not in (None, *words):
             raise ConfigError(
                 f"init_params.{name} of {config.name!r} is {config.params[name]!r}; allowed are "
                 f"{', '.join(words)}."
             )
-
-
-def _choices(hint: Any) -> tuple[str, ...]:
-    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def check_trunk(label: str, warm: WarmupRun, train: TrainRun) -> None:

@@ -118,7 +118,7 @@ def plan_training(config: TrainRun) -> TrainPlan:
         refuse_unlearned(trunk, str(config.handoff.trunk), "set handoff.allow_failed=true")
     index, val = _open(config, "train"), _open(config, "val")
     check_classes(index, val)
-    subset = _choose(config, index)
+    subset = choose_images(config, index)
     n_classes = _count_classes(config, index, val)
     for one in (index, val):
         if isinstance(one, StreamIndex):
@@ -245,7 +245,8 @@ def _open(config: TrainRun, split: Literal["train", "val"]) -> ShardIndex:
         raise ShardError(f"data.{split}: {error}") from error
 
 
-def _choose(config: TrainRun, index: ShardIndex) -> Subset:
+def choose_images(config: TrainRun, index: ShardIndex) -> Subset:
+    """Returns the training images of a config's list or fraction."""
     data = config.data
     if data.image_list is not None:
         return choose_list(index, data.image_list)
@@ -289,10 +290,9 @@ def _arm(config: TrainRun, trunk: Trunk | None) -> str:
         return Path(config.handoff.init).name
     if trunk is None:
         return "default"
+    path, source = trunk.path, trunk.metadata.get("source", "")
+    if path and source.startswith("image model"):  # called by its path, which no table shows
+        return f"image model {path.parent.name if path.name.startswith('export') else path.name}"
     rule = trunk.facts.get("rule")
     name = rule.get("name") if isinstance(rule, dict) else None
-    source = trunk.metadata.get("source", "")
-    if trunk.path and source.endswith(str(trunk.path)):  # of an image model; no path in a table
-        folder = trunk.path.parent if trunk.path.name.startswith("export") else trunk.path
-        source = source.removesuffix(str(trunk.path)) + folder.name
-    return str(name or source or (trunk.path.stem if trunk.path else "trunk"))
+    return str(name or source or (path.stem if path else "trunk"))
