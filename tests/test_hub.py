@@ -163,6 +163,7 @@ def check_model_card(card: str, record: Record) -> None:
         (["push", "WARMED", "me/trunk"], "write hf-hub:OWNER/NAME[@revision]"),
         (["push", "WARMED", "hf-hub:me/trunk@v1"], "leave @v1 out"),
         (["push", "WARMED"], "push takes a trunk or a run, and a name"),
+        (["push", "WARMED", "hf-hub:me/t", "--scope", "mlp"], "--scope has no effect on a push"),
         (["WARMED"], "--out is not given"),
         (["WARMED", "--out", "x", "--private"], "--private has no effect here"),
     ],

@@ -408,3 +408,21 @@ def test_an_arm_that_cannot_start_is_refused_before_anything_runs(
     stages = dataclasses.replace(FAKE, check_start=check_start)
     with pytest.raises((HandoffError, TrunkError), match=message):
         make_plan(config, recipe=path, stages=stages)
+
+
+def test_rows_with_other_labels_are_counted_anew(tmp_path: Path) -> None:
+    """What an earlier variant counted must not stand for a set that this one cuts otherwise."""
+    counted = []
+
+    def count(config: TrainRun) -> int:
+        counted.append((config.data.label_from, config.data.fraction))
+        return 100 if config.data.label_from == "text" else 1000
+
+    path = write_recipes(tmp_path, THREE_ARMS)
+    arms = "arms={default: {}, other: {train: {data.label_from: text}}}"
+    words = [f"run.root={tmp_path / 'runs'}", arms]
+    config = load_config(SweepConfig, path, words)
+    plan = make_plan(config, recipe=path, stages=dataclasses.replace(FAKE, count_images=count))
+    found = {(train_config(row).data.label_from, row.n_images) for row in trainings(plan)}
+    assert found == {("text", 100), (None, 1000)}
+    assert len(counted) == len(set(counted))  # once each, not once a seed

@@ -63,7 +63,7 @@ WAYS = {
                 ("warmed", "fresh", "norms"), ("seed",)),
     "import": _Way("an import", 1, "one file", "FILE --out FILE", (), _SHAPE),
     "push": _Way("a push", 2, "a trunk or a run, and a name", "RUN hf-hub:OWNER/NAME",
-                 ("private",), _OF_A_HANDOFF),
+                 ("private",), ()),
 }
 # fmt: on
 
@@ -144,8 +144,7 @@ def _refuse_idle(args: argparse.Namespace, way: _Way | None) -> None:
         )
     if way and (idle := given(tuple(name for name in _OF_A_HANDOFF if name not in way.shared))):
         raise ConfigError(
-            f"{idle} has no effect on {way.what}, which only makes a trunk file. "
-            "Leave it out, and give it to the hand-off of that file."
+            f"{idle} has no effect on {way.what}. Leave it out; a hand-off of that trunk takes it."
         )
 
 

@@ -194,9 +194,9 @@ class _Planner:
 
     def _count(self, config: TrainRun) -> int:
         # A fraction has the same size for every seed; counting once is enough.
-        data = config.data
-        facts = (data.train, data.fraction, data.image_list, data.label_key)
-        return self._once(lambda: self.stages.count_images(config), "images", *facts)
+        data = dataclasses.replace(config.data, subset_seed=None)
+        facts = dataclasses.asdict(data)
+        return self._once(lambda: self.stages.count_images(config), "images", facts)
 
     def _once(self, find: Callable[[], T], *facts: Any) -> T:
         """What a costly look found for the same facts before, or finds now."""

@@ -118,12 +118,7 @@ class ShardIndex:
         """Whether neighbours in a shard share their class far more often than chance has it."""
         labels, shards = np.asarray(self.labels), np.asarray(self.shard_of)
         pairs = shards[1:] == shards[:-1]
-        shares = np.bincount(labels) / len(labels)
-        chance = float((shares**2).sum())
-        if pairs.sum() < 8 or chance > 0.9:
-            return False
-        together = float((labels[1:] == labels[:-1])[pairs].mean())
-        return (together - chance) / (1 - chance) > 0.5
+        return sorted_by_class((labels[1:] == labels[:-1])[pairs], labels)
 
     @classmethod
     def open(
@@ -144,6 +139,19 @@ class ShardIndex:
         found = find_shards(str(source))
         labels = found.info.labels([str(path) for path in found.paths], **how)
         return cls(found.paths, scan_shards(found, labels, cache=cache), labels)
+
+
+def sorted_by_class(together: np.ndarray, labels: np.ndarray) -> bool:
+    """Returns whether neighbours share their class far more often than chance has it.
+
+    Args:
+        together: bool [pairs], whether two neighbours in a shard share theirs.
+        labels: int [images].
+    """
+    chance = float(((np.bincount(labels) / len(labels)) ** 2).sum())
+    if len(together) < 8 or chance > 0.9:
+        return False
+    return bool((together.mean() - chance) / (1 - chance) > 0.5)
 
 
 def check_classes(train: ShardIndex, val: ShardIndex) -> None:

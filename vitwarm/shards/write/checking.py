@@ -13,7 +13,7 @@ import numpy as np
 from vitwarm.errors import ShardError
 from vitwarm.shards.bars import make_bar
 from vitwarm.shards.load.pixels import UnreadableImage, decode, quiet, read_header
-from vitwarm.shards.read.index import ShardIndex
+from vitwarm.shards.read.index import ShardIndex, sorted_by_class
 from vitwarm.shards.read.labels import LabelOptions
 from vitwarm.shards.read.rows import ShardRows, read_shard
 from vitwarm.shards.read.scan import DOTTED, beside
@@ -164,12 +164,10 @@ def _check_labels(stated: int | None, parts: Parts, findings: Findings) -> None:
         of = f"{len(empty):,} of {findings.n_classes:,} classes"
         findings.notes.append(f"{of} have no image (class {empty[0]} first).")
     _check_wnids(parts, findings)
-    together = [rows.labels[1:] == rows.labels[:-1] for _, rows in parts]
-    chance = float(((sizes / len(labels)) ** 2).sum())
-    share = float(np.concatenate(together).mean()) if sum(map(len, together)) else 0.0
-    if share - chance > 0.5 * (1 - chance) and chance < 0.9:
+    together = np.concatenate([rows.labels[1:] == rows.labels[:-1] for _, rows in parts])
+    if sorted_by_class(together, labels):
         findings.notes.append(
-            f"the shards are sorted by class ({share:.0%} of neighbours share theirs): train with "
+            f"the shards are sorted by class ({together.mean():.0%} of neighbours share theirs): train with "
             "data.order=full, or write them again in random order (vitwarm shards make)."
         )
 
