@@ -28,7 +28,7 @@ from vitwarm.config import (
 )
 from vitwarm.config.check import hints_of, inner_type
 from vitwarm.config.fields import SCHEMAS, fields_of, to_markdown
-from vitwarm.config.ranges import later, positive
+from vitwarm.config.ranges import later, numbers, positive
 from vitwarm.errors import ConfigError
 from vitwarm.sweep.checks import split_axes
 
@@ -215,6 +215,7 @@ def test_runs_of_earlier_versions_are_found_again() -> None:
 @dataclass(frozen=True, kw_only=True)
 class WithALaterField(WarmupRun):
     factor: float = later(positive(1.0, most=1000))
+    pair: list[float] = later(numbers([0.5, 1.0], n=(2,), least=0))  # noqa: RUF009
 
 
 WithALaterField.__name__ = "WarmupRun"  # as the next version's is called
@@ -224,7 +225,8 @@ def test_a_later_field_is_hashed_where_it_is_changed() -> None:
     before = config_hash(load_config(WarmupRun))
     assert config_hash(load_config(WithALaterField)) == before
     assert config_hash(load_config(WithALaterField, None, ["factor=1.0"])) == before
-    assert config_hash(load_config(WithALaterField, None, ["factor=0.3"])) != before
+    for word in ("factor=0.3", "pair=[0.5, 2.0]"):
+        assert config_hash(load_config(WithALaterField, None, [word])) != before
     with pytest.raises(ConfigError, match="factor is -1"):
         load_config(WithALaterField, None, ["factor=-1"])
 

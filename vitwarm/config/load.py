@@ -165,7 +165,9 @@ def _hashed(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         hashed = item.metadata.get("hashed", True)
-        if not hashed or (hashed == "changed" and value == item.default):
+        make = item.default_factory
+        default = item.default if make is dataclasses.MISSING else make()
+        if not hashed or (hashed == "changed" and value == default):
             continue
         if dataclasses.is_dataclass(value):
             yield from _hashed(value, f"{prefix}{item.name}.")

@@ -59,7 +59,8 @@ def later(declared: Any) -> Any:
 
     Only another value is hashed: a run that began without the field is found and goes on.
     """
-    return field(default=declared.default, metadata={**declared.metadata, "hashed": "changed"})
+    made = {"default": declared.default, "default_factory": declared.default_factory}
+    return field(**made, metadata={**declared.metadata, "hashed": "changed"})
 
 
 def number(default: Any, *, percent: bool = False, free: bool = False, **bounds: float) -> Any:

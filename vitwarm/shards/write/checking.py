@@ -167,8 +167,8 @@ def _check_labels(stated: int | None, parts: Parts, findings: Findings) -> None:
     together = np.concatenate([rows.labels[1:] == rows.labels[:-1] for _, rows in parts])
     if sorted_by_class(together, labels):
         findings.notes.append(
-            f"the shards are sorted by class ({together.mean():.0%} of neighbours share theirs): train with "
-            "data.order=full, or write them again in random order (vitwarm shards make)."
+            f"the shards are sorted by class ({together.mean():.0%} of neighbours share theirs): "
+            "train with data.order=full, or write them again in random order (vitwarm shards make)."
         )
 
 
