@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 from vitwarm.report.curves import Interval, Reading
@@ -37,19 +38,19 @@ class Spot(NamedTuple):
 def draw_all(analysis: Analysis) -> Iterator[tuple[str, int, Callable[[int], Panel]]]:
     """Yields every picture that a section has: its name, its width, and what draws it."""
     if any(cell.points for cell in analysis.cells):
-        yield "accuracy", WIDE, lambda width: draw_accuracy(analysis, width)
+        yield "accuracy", WIDE, partial(draw_accuracy, analysis)
     if analysis.matched_images:
-        yield "differences", HALF, lambda width: draw_differences(analysis, width, "images seen")
+        yield "differences", HALF, partial(draw_differences, analysis, matched="images seen")
     if any(saving.told is not False for saving in analysis.savings):
-        yield "equal_accuracy", HALF, lambda width: draw_savings(analysis, width)
+        yield "equal_accuracy", HALF, partial(draw_savings, analysis)
     if analysis.matched_total:
-        yield "matched_total", HALF, lambda w: draw_differences(analysis, w, "total samples")
+        yield "matched_total", HALF, partial(draw_differences, analysis, matched="total samples")
     for size in sorted({curve.n_images for curve in analysis.convergence if curve.n_images}):
-        yield f"convergence_{size}", NARROW, lambda _, n=size: draw_convergence(analysis, n)  # type: ignore[misc]
+        yield f"convergence_{size}", NARROW, partial(draw_convergence, analysis, size)
     for size in sorted({gain.n_images for gain in analysis.gains}):
-        yield f"gains_{size}", HALF, lambda width, n=size: draw_gains(analysis, n, width)  # type: ignore[misc]
+        yield f"gains_{size}", HALF, partial(draw_gains, analysis, size)
     if any(line.curve_steps for line in analysis.warmups):
-        yield "warmups", HALF, lambda width: draw_warmups(analysis, width)
+        yield "warmups", HALF, partial(draw_warmups, analysis)
 
 
 def draw_accuracy(analysis: Analysis, width: int) -> Panel:
@@ -177,9 +178,8 @@ def draw_savings(analysis: Analysis, width: int) -> Panel:
     for value in shown:
         panel.line_at(x(value), top - 6, x(value), height - 44, "zero" if value == 1 else "grid")
     panel.x_axis([(v, f"×{v:g}") for v in shown], "images needed ÷ the reference's images")
-    colors = {arm.label: arm.color for arm in analysis.arms}
     for place, saving in enumerate(found):
-        arm, y_row = colors[saving.arm], top + row * (place + 0.5)
+        arm, y_row = analysis.colors[saving.arm], top + row * (place + 0.5)
         where = f"{saving.arm} for {count(saving.n_images)} of {saving.reference}"
         label = f"{_short(saving.arm, letters)} · {count(saving.n_images)}"
         panel.marks.append(Text(left - 8, y_row + 4, label, anchor="end", arm=arm))
@@ -203,9 +203,9 @@ def draw_savings(analysis: Analysis, width: int) -> Panel:
     return panel
 
 
-def draw_convergence(analysis: Analysis, n_images: int) -> Panel:
+def draw_convergence(analysis: Analysis, n_images: int, width: int) -> Panel:
     """Draws accuracy while training at one size: thin lines are seeds, thick ones their mean."""
-    width, height = 360, 260
+    height = 260
     curves = [curve for curve in analysis.convergence if curve.n_images == n_images]
     x = Scale(0, max(c.images_seen[-1] for c in curves), 46, width - 12)
     y = value_scale([v for c in curves for v in c.top1], height, limits=(0, 100))
@@ -248,9 +248,8 @@ def draw_warmups(analysis: Analysis, width: int) -> Panel:
     panel.y_axis(ticks(0, 100, 5), "accuracy on hidden tokens, %")
     at = ticks(0, x.high, 5)
     panel.x_axis([(v, _compact(v, at)) for v in at], "warm-up steps")
-    colors = {arm.label: arm.color for arm in analysis.arms}
     for line in lines:
-        arm = next((colors[label] for label in line.arms if label in colors), 0)
+        arm = next((analysis.colors[label] for label in line.arms if label in analysis.colors), 0)
         points = zip(line.curve_steps, line.curve_percent, strict=True)
         panel.curve(arm, [(x(step), y(value)) for step, value in points])
         chance = line.fact("chance_percent")
@@ -286,11 +285,10 @@ def draw_gains(analysis: Analysis, n_images: int, width: int) -> Panel:
     panel.line_at(x.start, y(0), x.end, y(0), "zero")
     at = ticks(x.low, x.high, 5)
     panel.x_axis([(v, tick_text(v, at[1] - at[0])) for v in at], f"{BEYOND}, points")
-    colors = {arm.label: arm.color for arm in analysis.arms}
     for gain in gains:
         tip = f"{gain.arm}: {interval(gain.gain)} points, {signed(beyond[gain.arm])}"
         where = f"{tip} beyond the order-blind baseline"
-        _draw_mean(panel, colors[gain.arm], x(beyond[gain.arm]), gain.gain, where)
+        _draw_mean(panel, analysis.colors[gain.arm], x(beyond[gain.arm]), gain.gain, where)
     panel.words = "; ".join(
         f"{g.arm} {interval(g.gain)} at {signed(beyond[g.arm])} points" for g in gains
     )

@@ -256,6 +256,11 @@ class Analysis:
         """The differences by what both arms had equally much of."""
         return {"images seen": self.matched_images, "total samples": self.matched_total}
 
+    @property
+    def colors(self) -> dict[str, int]:
+        """Each arm's colour, by its label."""
+        return {arm.label: arm.color for arm in self.arms}
+
     def cell(self, arm: str, n_images: int) -> Cell | None:
         """Returns an arm's cell at one size, or None."""
         return next((c for c in self.cells if (c.arm, c.n_images) == (arm, n_images)), None)

@@ -209,7 +209,6 @@ def difficulty_table(analysis: Analysis, group: str, what: str) -> Table:
 
 def gain_table(analysis: Analysis) -> Table:
     """Returns what each arm's warm-ups reached beside what it gained."""
-    colors = {arm.label: arm.color for arm in analysis.arms}
 
     def figure(gain: Gain, name: str) -> str:
         value = gain.figures.get(name)
@@ -220,7 +219,7 @@ def gain_table(analysis: Analysis) -> Table:
         "What each arm's warm-ups reached, and its paired difference to the reference.",
         analysis.gains,
         [
-            ("arm", lambda gain: Td(gain.arm, "left", arm=colors[gain.arm])),
+            ("arm", lambda gain: Td(gain.arm, "left", arm=analysis.colors[gain.arm])),
             ("images", lambda gain: count(gain.n_images)),
             ("gain, points (95 % CI)", lambda gain: words.interval(gain.gain)),
             *(
