@@ -214,7 +214,7 @@ def loop_copy(rule: Any, n_tokens: int, index: int) -> list[int]:
     while len(ids) < n_tokens:
         left = (n_tokens - len(ids)) // 2
         longest = min(left, rule.max_length)
-        length = left if rule.pairs == "one" else random.randint(min(3, longest), longest)
+        length = left if rule.pairs == "one" else random.randint(min(rule.min_length, longest), longest)
         ids += 2 * [int(draw() * rule.n_symbols) for _ in range(length)]
     return ids
 
