@@ -213,8 +213,8 @@ def loop_copy(rule: Any, n_tokens: int, index: int) -> list[int]:
     ids: list[int] = []
     while len(ids) < n_tokens:
         left = (n_tokens - len(ids)) // 2
-        longest = min(left, rule.max_length)
-        length = left if rule.pairs == "one" else random.randint(min(rule.min_length, longest), longest)
+        shortest, longest = min(left, rule.min_length), min(left, rule.max_length)
+        length = left if rule.pairs == "one" else random.randint(shortest, longest)
         ids += 2 * [int(draw() * rule.n_symbols) for _ in range(length)]
     return ids
 
