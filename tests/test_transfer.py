@@ -156,7 +156,7 @@ def test_a_probe_of_a_real_trunk_ends_in_time(
     words = ["--data", str(tmp_path / "digits"), "--out", str(tmp_path / "out")]
     fast = ["--minutes", "1.5", "--seeds", "3", "run.device=cpu"]
     assert main(["transfer", str(trunk), *words, *fast]) == 0
-    assert time.monotonic() - began < 180  # two more tests may share its cores
+    assert time.monotonic() - began < 300  # two more tests may share its cores
     said = capsys.readouterr().out
     assert "3 paired seeds, 3 starts" in said
     assert "lightly augmented (see --like)" in said
