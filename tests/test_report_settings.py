@@ -75,3 +75,14 @@ def test_two_numbers_that_vary_are_each_set_out_at_every_value_of_the_other(tmp_
     slugs = [v.slug for v in found]
     assert len(set(slugs)) == 4
     assert all(re.fullmatch(r"[a-z0-9-]+", slug) for slug in slugs)
+
+
+def test_two_sweeps_of_one_name_are_not_mixed(tmp_path: Path) -> None:
+    steps = [{"train.steps": n} for n in (100, 200)]
+    for folder, gain in (("a", 1.0), ("b", 5.0)):
+        report_on(tmp_path / folder, steps, [gain, gain])
+    both = run_report([tmp_path / "a" / "runs", tmp_path / "b" / "runs"], tmp_path / "out")
+    found = list(find_varied(both.analyses))
+    assert [v.title for v in found] == ["toy", "toy (2)"]
+    assert [[value for value, _ in v.sections] for v in found] == [[100, 200], [100, 200]]
+    assert len({v.slug for v in found}) == 2

@@ -24,6 +24,7 @@ from vitwarm.commands.transfer import (
 )
 from vitwarm.config import TrainRun, find_recipe, load_config
 from vitwarm.errors import ConfigError
+from vitwarm.report.curves import mean_interval
 from vitwarm.trunk import build_model, save_trunk
 
 PILOT = Pilot(step_seconds=0.1, other_seconds=5.0, n_images=50_000, n_classes=100)
@@ -86,11 +87,12 @@ def test_the_sentence_claims_what_its_interval_carries(
 
 
 def section(warmed: list[float], default: list[float]) -> SimpleNamespace:
-    tops = {"warmed": warmed, "default": default}
-    runs = [
-        SimpleNamespace(arm=a, seed=i, top1=v) for a, vs in tops.items() for i, v in enumerate(vs)
-    ]
-    return SimpleNamespace(runs=runs)
+    pairs = [a - b for a, b in zip(warmed, default, strict=True)]
+    points = [SimpleNamespace(seed=seed, value=value) for seed, value in enumerate(pairs)]
+    one = SimpleNamespace(
+        arm="warmed", reference="default", points=points, difference=mean_interval(pairs)
+    )
+    return SimpleNamespace(matched_images=[one])
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from vitwarm.units import format_seconds
 
 if TYPE_CHECKING:
     from vitwarm.report import Analysis
+    from vitwarm.report.facts import Difference
 
 ARMS = ("default", "warmed", "mimetic")
 #: Steps of the run that measures the time of a step.
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     )
     result = run_sweep(_sweep(args, lengths, {"data.fraction": fraction}))
     paths = run_report([result.folder], args.out / "report", title="Transfer", figures=False)
-    sections = sorted(paths.analyses, key=lambda one: max(r.fact("steps") or 0 for r in one.runs))
+    sections = sorted(paths.analyses, key=lambda one: one.setting.get("train.steps", 0))
     print(f"\n{say_result(sections[-1], args.trunk)}")
     if len(sections) > 1:
         print(say_trend(sections[0], sections[-1], lengths))
@@ -160,13 +161,13 @@ def say_result(analysis: Analysis, trunk: str) -> str:
     """Returns the differences to the default start in words, with their intervals."""
     lines = []
     for name, what in (("warmed", f"The trunk {trunk}"), ("mimetic", "The mimetic start")):
-        found = [d for d in analysis.matched_images if d.arm == name and d.reference == "default"]
+        found = _find(analysis, name)
         if not found:
             lines.append(f"{what} has no finished pair; see the report.")
             continue
-        one = found[0].difference
+        one = found.difference
         text = f"{what}: {one.mean:+.1f} points against timm's own initialisation with"
-        text += f" {found[0].n_images:,} images (n = {one.n} paired seeds"
+        text += f" {found.n_images:,} images (n = {one.n} paired seeds"
         if one.low is None or one.high is None:
             lines.append(f"{text}): too few for an interval.")
             continue
@@ -181,18 +182,12 @@ def say_trend(short: Analysis, long: Analysis, lengths: list[int]) -> str:
     """Returns in words where the trunk's difference to the default goes with longer training."""
     from vitwarm.report.curves import mean_interval, paired_differences
 
-    def differences(analysis: Analysis) -> dict[str, float]:
-        top1 = {
-            arm: {str(r.seed): r.top1 for r in analysis.runs if r.arm == arm and r.top1 is not None}
-            for arm in ("warmed", "default")
-        }
-        return paired_differences(top1["warmed"], top1["default"])[0]
-
-    before, after = differences(short), differences(long)
-    change = list(paired_differences(after, before)[0].values())
-    if not change:
+    before, after = _find(short, "warmed"), _find(long, "warmed")
+    values = [{str(p.seed): p.value for p in d.points} if d else {} for d in (after, before)]
+    change = list(paired_differences(*values)[0].values())
+    if not before or not change:
         return "No seed has both lengths; see the report."
-    first, moved = mean_interval(list(before.values())), mean_interval(change)
+    first, moved = before.difference, mean_interval(change)
     text = f"After {lengths[0]:,} steps the trunk's difference was {first.mean:+.1f} points; "
     text += f"{SHORTER} times as long moves it by {moved.mean:+.1f}"
     if moved.low is None or moved.high is None:
@@ -202,6 +197,11 @@ def say_trend(short: Analysis, long: Analysis, lengths: list[int]) -> str:
     verdict = "expect less of the trunk in a long training" if moved.high < 0 else verdict
     verdict = "a longer training may gain more of it" if moved.low > 0 else verdict
     return f"{text}: {verdict}."
+
+
+def _find(analysis: Analysis, arm: str) -> Difference | None:
+    found = analysis.matched_images
+    return next((d for d in found if (d.arm, d.reference) == (arm, "default")), None)
 
 
 def _sweep(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -117,6 +117,11 @@ class Point:
 
     seed: int
     value: float
+
+
+def say_setting(setting: Mapping[str, Any]) -> str:
+    """Returns what a section's title adds to its sweep's name: ` · steps = 100`."""
+    return "".join(f" · {name.split('.')[-1]} = {value}" for name, value in setting.items())
 
 
 @dataclass(frozen=True, kw_only=True)

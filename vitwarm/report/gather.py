@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from vitwarm.errors import ReportError, RunError
 from vitwarm.records import FoundRun, read_json, read_runs
-from vitwarm.report.facts import Section, State, Trial, Warmup, as_percent
+from vitwarm.report.facts import Section, State, Trial, Warmup, as_percent, say_setting
 
 #: What reading a file that somebody else wrote, or that is damaged, may raise.
 NOT_OURS = (
@@ -90,11 +90,10 @@ def _read_sweep(
     sections: dict[str, Section] = {}
 
     def section_of(setting: dict[str, Any]) -> Section:
-        words = [f"{name.split('.')[-1]} = {value}" for name, value in setting.items()]
         return sections.setdefault(
             json.dumps(setting, sort_keys=True),
             Section(
-                title=" · ".join([manifest["name"], *words]),
+                title=f"{manifest['name']}{say_setting(setting)}",
                 match=match if match in ("steps", "epochs") else None,
                 warmup_seeds=seeds if seeds in ("shared", "paired") else None,
                 setting=setting,

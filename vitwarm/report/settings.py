@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from vitwarm.report.drawings import HALF, Spot, draw_spots, over_places, shown_by, value_scale
-from vitwarm.report.facts import Analysis, Arm
+from vitwarm.report.facts import Analysis, Arm, say_setting
 from vitwarm.report.panel import Panel, ticks
 from vitwarm.report.words import count, interval, signed
 
@@ -41,11 +41,9 @@ def find_varied(analyses: Sequence[Analysis]) -> Iterator[Varied]:
     for one in analyses:
         for name, value in one.setting.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                rest = {key: str(other) for key, other in one.setting.items() if key != name}
-                title = one.title.partition(" · ")[0]
-                title += "".join(
-                    f" · {key.split('.')[-1]} = {other}" for key, other in rest.items()
-                )
+                rest = {key: other for key, other in one.setting.items() if key != name}
+                # A second sweep of the name keeps its number, and so a picture of its own.
+                title = one.title.replace(say_setting(one.setting), "") + say_setting(rest)
                 groups[title, name].append((value, one))
     for (title, name), sections in groups.items():
         sections.sort(key=lambda pair: pair[0])
