@@ -1,4 +1,4 @@
-"""What a run is asked to do: the schema (one page), and how recipes and overrides become it."""
+"""What a run is asked to do: the schema, and how recipes and overrides become it."""
 
 from vitwarm.config.load import (
     config_hash,
@@ -9,22 +9,21 @@ from vitwarm.config.load import (
     to_plain,
     with_overrides,
 )  # fmt: skip
+from vitwarm.config.ranges import NO_FRESH_MODEL
 from vitwarm.config.reading import read_yaml, value_of
 from vitwarm.config.schema import (
-    NO_FRESH_MODEL,
-    ArmConfig,
     DataConfig,
     HandoffConfig,
     Precision,
     RuleConfig,
     RunConfig,
-    SweepConfig,
     Switch,
     TrainConfig,
     TrainRun,
     WarmupConfig,
     WarmupRun,
 )  # fmt: skip
+from vitwarm.config.sweep import ArmConfig, SweepConfig
 
 __all__ = [
     "NO_FRESH_MODEL", "ArmConfig", "DataConfig", "HandoffConfig", "Precision", "RuleConfig",

@@ -10,6 +10,18 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from vitwarm.errors import ConfigError
 
 
+class Checked:
+    """A config that checks its fields as it is made; `section` stands before them in messages."""
+
+    _section = ""  # not annotated, so no field of the dataclass
+
+    def __init_subclass__(cls, section: str = "") -> None:
+        cls._section = f"{section}." if section else ""
+
+    def __post_init__(self) -> None:
+        check_fields(self, self._section)
+
+
 def check_fields(config: Any, section: str = "") -> None:
     """Checks every field of a config's dataclass against its declaration.
 
@@ -21,6 +33,19 @@ def check_fields(config: Any, section: str = "") -> None:
         allowed, value = item.metadata.get("allowed"), getattr(config, item.name)
         if allowed is not None and value is not None and not allowed.holds(value):
             raise refusal(type(config), item.name, value, section)
+
+
+def check_rates(section: str, peak: float, **ends: float) -> None:
+    """Checks that a learning rate rises to its peak and falls from it: neither end lies above.
+
+    Raises: ConfigError: one does.
+    """
+    for name, rate in ends.items():
+        if rate > peak:
+            raise ConfigError(
+                f"{section}.{name} is {rate:g}, above {section}.lr ({peak:g}), the peak of the "
+                f"schedule. Use {section}.{name}=0, or a higher {section}.lr."
+            )
 
 
 def refusal(schema: type, field_name: str, value: Any, section: str = "") -> ConfigError:

@@ -1,6 +1,6 @@
 """The reference of fields, made from the schema: type, default, what is allowed, what it means.
 
-The meaning is the string below the field in `schema.py`; Python keeps none, so the source is read.
+The meaning is the string below the field in its class; Python keeps none, so the source is read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from itertools import pairwise
 from typing import Any, get_args, get_origin
 
 from vitwarm.config.check import default_of, describe, hints_of, inner_type
-from vitwarm.config.schema import SweepConfig, TrainRun, WarmupRun
+from vitwarm.config.schema import TrainRun, WarmupRun
+from vitwarm.config.sweep import SweepConfig
 
 #: Command -> the schema of its config.
 SCHEMAS: dict[str, type] = {"warmup": WarmupRun, "train": TrainRun, "sweep": SweepConfig}
@@ -80,7 +81,7 @@ def to_markdown() -> str:
     lines = [
         "# Every field of the configs",
         "",
-        "Made from `vitwarm/config/schema.py` by `vitwarm configs fields --markdown`. A recipe "
+        "Made from the configs' classes by `vitwarm configs fields --markdown`. A recipe "
         "(YAML) holds what differs from the defaults; `section.field=value` on the command line "
         "comes last. Numbers may be written `2e3`, `15k`, `3.84M` or, where they are shares, "
         "`10%`; `none` empties a field that may be empty. Fields marked † do not change the "

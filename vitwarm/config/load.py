@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from vitwarm.config.check import describe, hints_of
 from vitwarm.config.fields import LABEL, fields_of
 from vitwarm.config.reading import as_meant, read_word, read_yaml
-from vitwarm.config.schema import SweepConfig, TrainRun, WarmupRun
+from vitwarm.config.schema import TrainRun, WarmupRun
+from vitwarm.config.sweep import SweepConfig
 from vitwarm.errors import ConfigError, nearest
 from vitwarm.files import write_text
 

@@ -21,6 +21,35 @@ HIGHEST = 10**9
 #: Seeds are whole numbers from 0; generators take 63 bits.
 HIGHEST_SEED = 2**63 - 1
 
+#: Arguments of timm.create_model that would make another thing than a fresh model, nowhere taken.
+_FRESH = "the model starts fresh; to start from weights use handoff.init, or start_from in Python"
+NO_FRESH_MODEL = {
+    **dict.fromkeys(
+        ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"), _FRESH
+    ),
+    "features_only": "a model without its head has nothing to learn from here",
+}
+#: Those that fields of every run say.
+_OF_A_RUN = {
+    **NO_FRESH_MODEL,
+    "seed": "use seed",
+    "device": "use run.device",
+    "dtype": "parameters are float32; use warmup.precision or train.precision for the arithmetic",
+}
+#: Those that have no place in a warm-up.
+OF_A_WARMUP = {
+    **_OF_A_RUN,
+    "num_classes": "the warm-up makes no classifier; use train.num_classes",
+    "in_chans": "the warm-up sees no images",
+}
+#: Those that a field of the training says.
+OF_A_TRAINING = {
+    **_OF_A_RUN,
+    "num_classes": "use train.num_classes, or leave it to the shards",
+    "img_size": "use train.img_size",
+    "drop_path_rate": "use train.drop_path",
+}
+
 _BLOCKS = re.compile(r"\s*-?\d*\s*:\s*-?\d*\s*(:\s*-?\d*\s*)?|\s*-?\d+(\s*,\s*-?\d+)*\s*")
 
 

@@ -1,4 +1,7 @@
-"""Every structured config, on one page; a YAML recipe holds only what differs."""
+"""The structured configs of a warm-up and of an image training, on one page.
+
+A YAML recipe holds only what differs. A sweep's own fields stand in `sweep.py`.
+"""
 
 # ruff: noqa: RUF009  the calls make fields (vitwarm/config/ranges.py), not shared defaults
 
@@ -7,28 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vitwarm.config.check import check_fields
+from vitwarm.config.check import Checked, check_rates
 from vitwarm.config.ranges import (
-    HIGHEST,
+    OF_A_TRAINING,
+    OF_A_WARMUP,
     a_budget,
     a_seed,
     alpha,
     arguments,
     free,
-    labelled,
     line,
     number,
     numbers,
     plain_name,
     positive,
-    sbatch_options,
-    seeds_per_fraction,
-    settings,
     share,
     sides,
     some_blocks,
     some_of,
-    some_seeds,
     unit,
     unit_below_one,
 )
@@ -37,38 +36,9 @@ from vitwarm.errors import ConfigError
 Precision = Literal["auto", "bf16", "fp32"]
 Switch = Literal["auto", "on", "off"]
 
-#: Arguments of timm.create_model that would make another thing than a fresh model, nowhere taken.
-_FRESH = "the model starts fresh; to start from weights use handoff.init, or start_from in Python"
-NO_FRESH_MODEL = {
-    **dict.fromkeys(
-        ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"), _FRESH
-    ),
-    "features_only": "a model without its head has nothing to learn from here",
-}
-#: Those that fields of every run say.
-_OF_A_RUN = {
-    **NO_FRESH_MODEL,
-    "seed": "use seed",
-    "device": "use run.device",
-    "dtype": "parameters are float32; use warmup.precision or train.precision for the arithmetic",
-}
-#: Those that have no place in a warm-up.
-OF_A_WARMUP = {
-    **_OF_A_RUN,
-    "num_classes": "the warm-up makes no classifier; use train.num_classes",
-    "in_chans": "the warm-up sees no images",
-}
-#: Those that a field of the training says.
-OF_A_TRAINING = {
-    **_OF_A_RUN,
-    "num_classes": "use train.num_classes, or leave it to the shards",
-    "img_size": "use train.img_size",
-    "drop_path_rate": "use train.drop_path",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
-class RuleConfig:
+class RuleConfig(Checked, section="rule"):
     """What generates the token sequences."""
 
     name: str = line("dyck")
@@ -76,12 +46,9 @@ class RuleConfig:
     params: dict[str, Any] = arguments()
     """Parameters of the (innermost) rule, checked against its signature."""
 
-    def __post_init__(self) -> None:
-        check_fields(self, "rule.")
-
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Checked, section="run"):
     """Where and with what a run is executed. None of it changes the result, none is hashed."""
 
     root: str = line("runs", free=True)
@@ -106,12 +73,9 @@ class RunConfig:
     """Plan, bar (a plain line now and then where there is no terminal) and verdict; false: nothing
     is printed, and everything stands in the run folder."""
 
-    def __post_init__(self) -> None:
-        check_fields(self, "run.")
-
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupConfig:
+class WarmupConfig(Checked, section="warmup"):
     """Masked-token training of a trunk on a rule. Defaults: the published recipe."""
 
     model: str = line("vit_tiny_patch16_224")
@@ -173,12 +137,12 @@ class WarmupConfig:
     """Looks at 256 held-out sequences and at the weights on the way, evenly spaced."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "warmup.")
-        _check_rates("warmup", self.lr, warmup_lr=self.warmup_lr, min_lr=self.min_lr)
+        super().__post_init__()
+        check_rates("warmup", self.lr, warmup_lr=self.warmup_lr, min_lr=self.min_lr)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HandoffConfig:
+class HandoffConfig(Checked, section="handoff"):
     """What the image model starts from."""
 
     trunk: str | None = line(None)
@@ -195,7 +159,7 @@ class HandoffConfig:
     """Hand off a trunk whose own record says that nothing was learned: for controls."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "handoff.")
+        super().__post_init__()
         if self.trunk and self.init:
             raise ConfigError(
                 f"handoff.trunk is {self.trunk!r} and handoff.init is {self.init!r}; a model "
@@ -204,7 +168,7 @@ class HandoffConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Checked, section="data"):
     """The image shards."""
 
     train: str = line("???")
@@ -238,7 +202,7 @@ class DataConfig:
     """Folder for the index; none: beside the shards, or the user's cache if they are read-only."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "data.")
+        super().__post_init__()
         if self.label_key and self.label_from not in (None, "json"):
             raise ConfigError(
                 f"data.label_key is {self.label_key!r}, a field of KEY.json, and data.label_from "
@@ -247,7 +211,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Checked, section="train"):
     """Image classification. Field names are timm's where timm has one."""
 
     model: str = line("vit_tiny_patch16_224")
@@ -281,7 +245,7 @@ class TrainConfig:
     """Not on biases, norms and other 1-D tensors."""
     layer_decay: float | None = share(None)
     """Factor on the learning rate per layer from the top (fine-tuning)."""
-    warmup_epochs: float = number(5.0, least=0, most=HIGHEST)
+    warmup_epochs: float = number(5.0, least=0, most=10**9)
     """Epochs of the linear ramp; with `steps`, the same share of the steps."""
     warmup_lr: float = number(0.0, least=0, most=1000)
     """Learning rate at step 0."""
@@ -342,8 +306,8 @@ class TrainConfig:
     """Minutes between two checkpoints."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "train.")
-        _check_rates("train", self.lr, warmup_lr=self.warmup_lr, min_lr=self.min_lr)
+        super().__post_init__()
+        check_rates("train", self.lr, warmup_lr=self.warmup_lr, min_lr=self.min_lr)
         if self.warmup_epochs > self.epochs:
             raise ConfigError(
                 f"train.warmup_epochs is {self.warmup_epochs}; it must lie between 0 and "
@@ -352,7 +316,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupRun:
+class WarmupRun(Checked):
     """A warm-up: `vitwarm warmup`."""
 
     name: str = plain_name("warmup", free=True)
@@ -365,12 +329,9 @@ class WarmupRun:
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class TrainRun:
+class TrainRun(Checked):
     """An image training: `vitwarm train`."""
 
     name: str = plain_name("train", free=True)
@@ -387,85 +348,3 @@ class TrainRun:
     handoff: HandoffConfig = field(default_factory=HandoffConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArmConfig:
-    """One way to initialise the image model in a sweep. All fields empty: timm's own (default)."""
-
-    warmup: str | None = line(None)
-    """A warm-up recipe that the sweep runs first: relative to its file, or below configs/."""
-    set: dict[str, Any] = settings()
-    """Dotted overrides of that recipe: `{rule.name: "shuffled:dyck"}`."""
-    trunk: str | None = line(None)
-    """What `handoff.trunk` takes, instead of a warm-up."""
-    init: str | None = line(None)
-    """An initialiser that needs no training: see `vitwarm.inits.INITS`."""
-    init_params: dict[str, Any] = arguments()
-    """Its parameters; those of `expand` where `core` is given."""
-    core: str | None = line(None)
-    """A trunk that is made as deep and wide as the image model (the initialiser `expand`); or
-    `arm:LABEL`, that of another arm's warm-up."""
-    scope: Literal["all", "blocks", "attention", "mlp"] = "all"
-    """What is carried: blocks and final norm, the blocks without it, or one half of each block."""
-    blocks: str | None = some_blocks(None)
-    """Which blocks are carried."""
-    train: dict[str, Any] = settings()
-    """Dotted overrides of the image training for this arm alone. A control whose warm-up is meant
-    to fail says so here: `{handoff.allow_failed: true}`."""
-    extra_samples_of: str | None = line(None)
-    """Train longer: add the samples of this arm's warm-up to the image budget."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """Arms x fractions (or anything else) x paired seeds: `vitwarm sweep`."""
-
-    name: str = plain_name("sweep")
-    """Name of the sweep's folder; the file's own name if it does not set one."""
-    extends: str | None = line(None)
-    """A sweep recipe that this one starts from, relative to this file."""
-    base: str = line("???")
-    """Training recipe: relative to this file, or below configs/."""
-    set: dict[str, Any] = settings()
-    """Dotted overrides of the base, the same for every row."""
-    match: Literal["steps", "epochs"] = "???"  # type: ignore[assignment]
-    """What is held equal across fractions: the updates, or the passes over the images."""
-    warmup_seeds: Literal["shared", "paired"] = "???"  # type: ignore[assignment]
-    """`shared`: one warm-up (seed 0) for all seeds of an arm; `paired`: one per seed."""
-    arms: dict[str, ArmConfig] = labelled({"default": ArmConfig()})
-    """Label -> arm."""
-    over: dict[str, Any] = settings()
-    """Dotted field -> list of values; `warmup.*` and `rule.*` fields multiply the warm-ups."""
-    seeds: list[int] = some_seeds([0, 1, 2])
-    """Seeds; the same seeds in every cell, so that arms are paired."""
-    n_seeds: dict[float, int] = seeds_per_fraction()
-    """data.fraction -> how many of the seeds, the first ones, run at it: `{1.0: 3}`. A fraction
-    that is not named runs them all."""
-    run: RunConfig = field(default_factory=RunConfig)
-    executor: Literal["local", "slurm"] = "local"
-    """`local`: worker processes on this machine; `slurm`: an sbatch array."""
-    slots: int | None = positive(None, most=10**6)
-    """Runs at a time on this machine; none: one per GPU, else one per CPU core."""
-    sbatch: dict[str, Any] = sbatch_options()
-    """Options of sbatch by their long names: `{partition: gpu, time: "12:00:00"}`."""
-    array_limit: int = positive(1000, most=10**6)
-    """Jobs per sbatch array, at most (sites allow MaxArraySize - 1, commonly 1000)."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for label, arm in self.arms.items():
-            check_fields(arm, f"arms.{label}.")
-
-
-def _check_rates(section: str, peak: float, **ends: float) -> None:
-    """The rate rises to its peak and falls from it: neither end lies above."""
-    for name, rate in ends.items():
-        if rate > peak:
-            raise ConfigError(
-                f"{section}.{name} is {rate:g}, above {section}.lr ({peak:g}), the peak of the "
-                f"schedule. Use {section}.{name}=0, or a higher {section}.lr."
-            )

@@ -6,7 +6,8 @@
 Both return the model and an audit of every tensor.
 """
 
-from vitwarm.handoff.attach import attach, carry, check_fit, refuse_unlearned
+from vitwarm.handoff.attach import attach, carry
+from vitwarm.handoff.fit import check_fit, refuse_unlearned
 from vitwarm.handoff.start import arguments_of, start_from
 from vitwarm.trunk import Audit, AuditEntry, export_model
 

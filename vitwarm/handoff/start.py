@@ -14,7 +14,7 @@ from timm.models._hub import load_model_config_from_path  # how timm reads an ex
 from torch import Tensor, nn
 
 from vitwarm.errors import HandoffError, ModelError, first_line
-from vitwarm.handoff.attach import shape_in_words
+from vitwarm.handoff.fit import shape_in_words
 from vitwarm.seeding import torch_seeded
 from vitwarm.trunk import Audit, audit_tensors, build_model, check_name, name_of
 from vitwarm.trunk.family import built_with

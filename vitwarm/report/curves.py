@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 #: Seeds below which a mean gets no interval, and a curve's reading no bootstrap.
@@ -100,19 +101,8 @@ def paired_differences(
 
 
 def isotonic(y_SN: np.ndarray) -> np.ndarray:
-    """Returns the non-decreasing curves nearest in least squares, each row on its own.
-
-    The max-min formula of isotonic regression (Barlow et al. 1972), exact, and quick for the few
-    points that a learning curve has.
-    """
-    n = y_SN.shape[1]
-    sums = np.pad(np.cumsum(y_SN, axis=1, dtype=np.float64), ((0, 0), (1, 0)))
-    fit = np.full_like(y_SN, -np.inf, dtype=np.float64)
-    for i in range(n):
-        for j in range(i + 1):
-            means = [(sums[:, k + 1] - sums[:, j]) / (k + 1 - j) for k in range(i, n)]
-            fit[:, i] = np.maximum(fit[:, i], np.min(means, axis=0))
-    return fit
+    """Returns the non-decreasing curves nearest in least squares, each row on its own."""
+    return np.reshape([isotonic_regression(row).x for row in y_SN], y_SN.shape)
 
 
 def read_curves(
@@ -132,7 +122,8 @@ def read_curves(
     """
     log_N = np.log(images_N)
     fitted_S = np.any(np.diff(accuracy_SN, axis=1) < 0, axis=1)
-    curve_SN = np.where(fitted_S[:, None], isotonic(accuracy_SN), accuracy_SN)
+    curve_SN = np.array(accuracy_SN, dtype=np.float64)
+    curve_SN[fitted_S] = isotonic(curve_SN[fitted_S])
     # Averaging rounds in the last digits; a curve must still reach its own points.
     reached_SN = curve_SN >= target_S[:, None] - 1e-9
     first_S = reached_SN.argmax(axis=1)

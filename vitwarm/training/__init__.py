@@ -11,8 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitwarm.config import TrainRun
-from vitwarm.training.plan import TrainPlan, make_model, plan_training
-from vitwarm.training.run import make_module, run_training, show_plan
+from vitwarm.training.plan import TrainPlan, make_model, make_module, plan_training
+from vitwarm.training.run import run_training, show_plan
 
 __all__ = [
     "TrainPlan",

@@ -1,4 +1,4 @@
-"""Which way the images come: through a loader, or resident on the device."""
+"""Which way the images come, through a loader or resident on the device, and whether in time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from vitwarm.augment import Augmentation, Mixing
 from vitwarm.errors import ShardError
 from vitwarm.loop.meters import WaitMeter
+from vitwarm.loop.module import StepCallback
+from vitwarm.loop.start import Say
 from vitwarm.shards import (
     EvalCrop,
     EvalLoader,
@@ -31,6 +34,12 @@ from vitwarm.world import World
 #: `data.resident: auto` keeps images on the device up to this side and these bytes.
 RESIDENT_SIDE = 64
 RESIDENT_BYTES = 2 << 30
+
+#: Above this share of the time spent waiting for images, a run is called input-bound.
+INPUT_BOUND_SHARE = 0.1
+
+#: Images after which too many unreadable ones stop a run (or all images, where there are fewer).
+ENOUGH_IMAGES = 10_000
 
 
 class Pictures:
@@ -184,3 +193,30 @@ def wants_resident(plan: TrainPlan) -> bool:
     height, width = first_size(plan.train, plan.subset.rows)
     n_bytes = 3 * height * width * (plan.n_images + plan.val.n_images)
     return max(height, width) <= RESIDENT_SIDE and n_bytes <= RESIDENT_BYTES
+
+
+@dataclass(eq=False)
+class Watch(StepCallback):
+    """Says when training waits for images, and stops it when too many cannot be read."""
+
+    plan: TrainPlan
+    waits: WaitMeter
+    say: Say
+    said = False
+
+    def on_step_end(self, trainer: Trainer, module: Any) -> None:
+        step, plan = module.steps_done, self.plan
+        if step % plan.config.run.log_every_steps:
+            return
+        seen = step * plan.cut.batch_size
+        if seen >= min(ENOUGH_IMAGES, plan.n_images):
+            module.check_unreadable(seen)
+        spent = module.seconds - module.seconds_before
+        share = self.waits.total / max(spent, 1e-9)
+        if not self.said and spent > 60 and share > INPUT_BOUND_SHARE:
+            self.said = True
+            self.say(
+                f"input-bound: {share:.0%} of the time is spent waiting for images, "
+                f"{self.waits.total / (step - module.start_step):.3f} s a step. More "
+                "loader processes (run.workers), faster storage, or smaller images would help."
+            )

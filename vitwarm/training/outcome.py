@@ -1,10 +1,11 @@
-"""What a finished training leaves: exports, each with its own accuracy, and the record."""
+"""What a training leaves: its origin, exports, each with its own accuracy, and the record."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from vitwarm.handoff import export_model
+from vitwarm.files import write_text
+from vitwarm.handoff import Audit, export_model
 from vitwarm.loop.meters import WaitMeter
 from vitwarm.loop.start import facts_of_run
 from vitwarm.records import Record, RunFolder, code_version, read_metrics
@@ -21,6 +22,27 @@ _OF_THE_WARMUP = (
     "hidden_accuracy_percent", "chance_percent", "order_blind_percent", "hidden_loss",
     "saturated_at_step", "verdict",
 )  # fmt: skip
+
+
+def write_origin(plan: TrainPlan, run: RunFolder, audit: Audit) -> None:
+    """Writes where every tensor comes from, and which images are in the fraction."""
+    run.write_json("audit.json", audit.to_json())
+    data = plan.config.data
+    run.write_json(
+        "subset.json",
+        {
+            "fraction": None if data.image_list else data.fraction,
+            "image_list": data.image_list,
+            "n_images": plan.n_images,
+            "of": plan.train.n_images,
+            "sha256": plan.subset.sha256,
+            "per_class": plan.subset.per_class.tolist(),
+            "keys": "subset.txt" if plan.n_images < plan.train.n_images else "all",
+        },
+    )
+    if plan.n_images < plan.train.n_images:
+        keys = (plan.train.keys[int(row)] for row in plan.subset.rows)
+        write_text(run.path / "subset.txt", "".join(f"{key}\n" for key in keys))
 
 
 def write_exports(plan: TrainPlan, module: ImageModule, run: RunFolder) -> None:

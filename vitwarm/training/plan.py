@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 
 from vitwarm.augment import parse_policy
@@ -28,6 +29,7 @@ from vitwarm.shards import (
     open_shards,
 )
 from vitwarm.shards.stream.index import StreamIndex
+from vitwarm.training.module import ImageModule, ImageUpdates
 from vitwarm.trunk import Trunk, build_shapes, check_name, checkpoint_gradients, load_trunk
 from vitwarm.units import to_steps
 
@@ -296,3 +298,32 @@ def _arm(config: TrainRun, trunk: Trunk | None) -> str:
     rule = trunk.facts.get("rule")
     name = rule.get("name") if isinstance(rule, dict) else None
     return str(name or source or (path.stem if path else "trunk"))
+
+
+def make_module(plan: TrainPlan, vit: nn.Module) -> ImageModule:
+    """Wires a plan's numbers into the module that Lightning trains."""
+    train = plan.config.train
+    updates = ImageUpdates(
+        opt=train.opt,
+        opt_betas=train.opt_betas,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        layer_decay=train.layer_decay,
+        clip_grad=train.clip_grad,
+        smoothing=train.smoothing,
+        bce=train.bce_loss,
+        ema_decay=train.model_ema_decay if train.model_ema else None,
+        seed=plan.config.seed,
+    )
+    describe = partial(describe_images, plan)
+    return ImageModule(vit, plan.schedule, plan.cut, plan.world, updates, describe=describe)
+
+
+def describe_images(plan: TrainPlan, step: int) -> str:
+    """Names the images of a step: rows of the index and the first few keys."""
+    size = plan.cut.batch_size
+    _, rows = plan.order.rows_at(np.arange(step * size, (step + 1) * size))
+    text = f"rows {', '.join(map(str, rows[:8]))}, ... of data.train"
+    if plan.train.streaming:
+        return text
+    return f"{text}, keys {', '.join(plan.train.keys[int(row)] for row in rows[:3])}, ..."

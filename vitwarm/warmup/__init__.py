@@ -11,11 +11,12 @@ from vitwarm.warmup.module import WarmupModule, hidden_loss
 from vitwarm.warmup.plan import (
     WarmupPlan,
     make_loader,
+    make_module,
     make_token_model,
     plan_warmup,
     warmup_folder,
 )
-from vitwarm.warmup.run import make_module, run_warmup, show_plan
+from vitwarm.warmup.run import run_warmup, show_plan
 
 __all__ = [
     "WarmupModule",

@@ -10,7 +10,8 @@ from typing import Any
 
 from vitwarm.config import WarmupRun, config_hash
 from vitwarm.errors import ConfigError
-from vitwarm.loop.plan import Plan, plan_machine
+from vitwarm.loop.plan import Plan, Updates, plan_machine
+from vitwarm.loop.start import choose_attention
 from vitwarm.rules import Rule, make_rule, rule_config
 from vitwarm.trunk import (
     TokenModel,
@@ -22,6 +23,7 @@ from vitwarm.trunk import (
     tie_blocks,
 )
 from vitwarm.units import Budget, parse_budget
+from vitwarm.warmup.module import WarmupModule
 from vitwarm.warmup.sequences import SequenceLoader
 
 
@@ -140,3 +142,18 @@ def make_loader(plan: WarmupPlan, *, start_step: int) -> SequenceLoader:
         hide_share=plan.hide_share,
         pin_memory=plan.device.type == "cuda",
     )
+
+
+def make_module(plan: WarmupPlan, tokens: TokenModel) -> WarmupModule:
+    """Wires a plan's numbers into the module that Lightning trains."""
+    warm = plan.config.warmup
+    choose_attention(
+        tokens.model, device=plan.device, bf16=plan.numbers.bf16, n_tokens=plan.n_tokens
+    )
+    updates = Updates(
+        opt=warm.opt,
+        weight_decay=warm.weight_decay,
+        clip_grad=warm.clip_grad,
+        seed=plan.config.seed,
+    )
+    return WarmupModule(tokens, plan.schedule, plan.cut, plan.world, updates, n_ids=plan.rule.n_ids)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback
@@ -13,33 +11,13 @@ from vitwarm.config import WarmupRun
 from vitwarm.loggers import mirrored
 from vitwarm.loop.meters import Estimate, WaitMeter
 from vitwarm.loop.module import SteppedModule
-from vitwarm.loop.plan import Cut, Updates
-from vitwarm.loop.start import (
-    Fit,
-    Say,
-    choose_attention,
-    facts_of_run,
-    find_checkpoint,
-    run_once,
-    show,
-    take_up,
-    time_step,
-)
-from vitwarm.records import Record, RunFolder, code_version
-from vitwarm.rules import find_preset
+from vitwarm.loop.plan import Cut
+from vitwarm.loop.start import Fit, Say, find_checkpoint, run_once, show, take_up, time_step
+from vitwarm.records import Record, RunFolder
 from vitwarm.trunk import TokenModel, load_trunk, save_trunk
-from vitwarm.warmup.learned import (
-    SATURATION_STEPS,
-    Probe,
-    StopWhenSaturated,
-    block_norms,
-    describe,
-    find_ceiling,
-    is_solved,
-    reached,
-)
-from vitwarm.warmup.module import WarmupModule
-from vitwarm.warmup.plan import WarmupPlan, make_loader, make_token_model, plan_warmup
+from vitwarm.warmup import learned
+from vitwarm.warmup.outcome import make_record, trunk_metadata
+from vitwarm.warmup.plan import WarmupPlan, make_loader, make_module, make_token_model, plan_warmup
 from vitwarm.warmup.sequences import WarmupBatch
 from vitwarm.world import World
 
@@ -74,21 +52,6 @@ def show_plan(config: WarmupRun) -> str:
     return show(plan, facts, step_seconds=seconds, without="compilation")
 
 
-def make_module(plan: WarmupPlan, tokens: TokenModel) -> WarmupModule:
-    """Wires a plan's numbers into the module that Lightning trains."""
-    warm = plan.config.warmup
-    choose_attention(
-        tokens.model, device=plan.device, bf16=plan.numbers.bf16, n_tokens=plan.n_tokens
-    )
-    updates = Updates(
-        opt=warm.opt,
-        weight_decay=warm.weight_decay,
-        clip_grad=warm.clip_grad,
-        seed=plan.config.seed,
-    )
-    return WarmupModule(tokens, plan.schedule, plan.cut, plan.world, updates, n_ids=plan.rule.n_ids)
-
-
 def _train(plan: WarmupPlan, tokens: TokenModel, run: RunFolder, say: Say) -> Record:
     for name, fact in tokens.facts.items():
         say(f"{name:<9} {fact}")
@@ -99,99 +62,30 @@ def _train(plan: WarmupPlan, tokens: TokenModel, run: RunFolder, say: Say) -> Re
     path, writer = run.path / "trunk.safetensors", plan.world.is_zero
 
     def leave_trunk(stopped: SteppedModule) -> None:
-        save_trunk(path, tokens, _trunk_metadata(plan, tokens, stopped.steps_done, "unfinished"))
+        save_trunk(path, tokens, trunk_metadata(plan, tokens, stopped.steps_done, "unfinished"))
 
     until_solved = plan.config.warmup.until == "saturated"
+    every = learned.SATURATION_STEPS if until_solved else None
     fit = Fit(
-        plan,
-        run,
-        loader,
-        label="warm-up",
-        unit="sequences",
-        every_steps=SATURATION_STEPS if until_solved else None,
+        plan, run, loader, label="warm-up", unit="sequences", every_steps=every,
         on_stop=leave_trunk,
-    )
-    callbacks: list[Callback] = [Probe(plan, run), Estimate(say)]
+    )  # fmt: skip
+    callbacks: list[Callback] = [learned.Probe(plan, run), Estimate(say)]
     if until_solved:
-        callbacks.insert(0, StopWhenSaturated(fit.metrics, run))
-    ended = until_solved and is_solved(run)  # and was stopped before its record was written
+        callbacks.insert(0, learned.StopWhenSaturated(fit.metrics, run))
+    ended = until_solved and learned.is_solved(run)  # and was stopped before its record was written
     if module.start_step < plan.n_steps and not ended:
         with mirrored(run, plan.config, start_step=module.start_step, writer=writer):
             fit.run(module, loader, callbacks)
         if writer:
             fit.saver.save(module)
     if not writer:
-        return _record(plan, module, {}, loader, "")
-    facts = reached(plan, run, module)
-    metadata = _trunk_metadata(plan, tokens, module.steps_done, "finished", **facts)
+        return make_record(plan, module, {}, loader, "")
+    facts = learned.reached(plan, run, module)
+    metadata = trunk_metadata(plan, tokens, module.steps_done, "finished", **facts)
     sha = load_trunk(save_trunk(path, tokens, metadata)).sha256
-    record = _record(plan, module, facts, loader, sha)
+    record = make_record(plan, module, facts, loader, sha)
     run.write_record(record)
-    say(describe(record))
+    say(learned.describe(record))
     say(f"trunk     {path}")
     return record
-
-
-def _record(
-    plan: WarmupPlan,
-    module: WarmupModule,
-    facts: dict[str, Any],
-    loader: WaitMeter,
-    trunk_sha256: str,
-) -> Record:
-    config = plan.config
-    samples = module.steps_done * plan.cut.batch_size
-    return Record(
-        stage="warmup",
-        **facts_of_run(plan, module, loader),
-        trunk_sha256=trunk_sha256,
-        rule=plan.rule_facts,
-        warmup_samples=samples,
-        warmup_tokens=samples * plan.n_tokens,
-        warmup_seed=config.seed,
-        extra={
-            "sequences_per_second": samples / max(module.seconds, 1e-9),
-            "hide_share": plan.hide_share or plan.rule.hide_share,
-            "preset": find_preset(plan.rule),
-            "ceiling": find_ceiling(plan) if facts else None,
-            "block_norms": block_norms(module.tokens.model),
-            "n_tokens": plan.n_tokens,
-            "model_kwargs": config.warmup.model_kwargs,
-            "visible_pads": plan.n_tokens - plan.n_words,
-            "compiled": module.compiled,
-            "grad_checkpointing": config.warmup.grad_checkpointing,
-            "precision": plan.numbers.precision,
-            "budget_share": plan.budget.share,
-            "embedding": dict(module.tokens.facts),
-        },
-        **facts,
-    )
-
-
-def _trunk_metadata(
-    plan: WarmupPlan, tokens: TokenModel, steps: int, status: str, **facts: Any
-) -> dict[str, str]:
-    config = plan.config
-    samples = steps * plan.cut.batch_size
-    plain: dict[str, Any] = {
-        "source": "warm-up",
-        "status": status,
-        "timm_model": config.warmup.model,
-        "model_kwargs": config.warmup.model_kwargs,
-        "rule": plan.rule_facts,
-        "seed": config.seed,
-        "steps": steps,
-        "samples": samples,
-        "tokens": samples * plan.n_tokens,
-        "n_tokens": plan.n_tokens,
-        "hide_share": plan.hide_share or plan.rule.hide_share,
-        "preset": find_preset(plan.rule) or "none",
-        "code_version": code_version(),
-        "config_hash": plan.digest,
-        **tokens.facts,
-        **facts,
-    }
-    return {
-        name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in plain.items()
-    }
