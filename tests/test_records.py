@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from vitwarm.records import (
     read_runs,
     to_record,
 )
+from vitwarm.records.folder import name_processor
 
 CONFIG = load_config(WarmupRun)
 DIGEST = config_hash(CONFIG)
@@ -178,3 +180,22 @@ def test_every_own_record_reads_back(tmp_path: Path) -> None:
         (run.path / "record.json").write_text('{"stage": "warmup"}')
         with pytest.raises(RunError, match=r"record\.json: the field name is missing"):
             _ = run.record
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (
+            "vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n\n"
+            "cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n",
+            "AMD EPYC, family 26, model 2",
+        ),
+        ("processor\t: 0\nCPU implementer\t: 0x41\n", platform.processor() or platform.machine()),
+        (None, platform.processor() or platform.machine()),
+    ],
+)
+def test_a_run_names_its_cpu(tmp_path: Path, text: str | None, name: str) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    if text is not None:
+        cpuinfo.write_text(text)
+    assert name_processor(cpuinfo) == name

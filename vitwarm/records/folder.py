@@ -170,11 +170,24 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "host": socket.gethostname(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": name_processor(),
         "cpus": count_cpus(),
         "gpus": gpus,
         "command": sys.argv,
     }
+
+
+def name_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Returns the CPU's name; with family and model, where Linux tells them: a virtual machine's
+    name (`AMD EPYC`) hides the generation.
+    """
+    facts: dict[str, str] = {}
+    with suppress(OSError):
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+        facts = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", text, re.MULTILINE))
+    if len(facts) < 3:
+        return platform.processor() or platform.machine()
+    return f"{facts['model name']}, family {facts['cpu family']}, model {facts['model']}"
 
 
 def count_cpus() -> int:
