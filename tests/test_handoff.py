@@ -76,7 +76,9 @@ def test_scopes_and_blocks(warmed: Path, scope: Any, blocks: Any, carried: str) 
     assert audit.carried == [name for name in vit.state_dict() if re.match(carried, name)]
 
 
-@pytest.mark.parametrize("blocks", ["3", "-4", "1:1", "one", "0;1", [], "::0", 5])
+@pytest.mark.parametrize(
+    "blocks", ["3", "-4", "1:1", "one", "0;1", [], "::0", 5, "9" * 5000, "1:-"]
+)
 def test_blocks_that_are_not_there_are_refused(warmed: Path, blocks: Any) -> None:
     with pytest.raises(HandoffError, match=r"handoff\.blocks is .*of the 3 blocks"):
         attach(warmed, model=VIT, blocks=blocks, **SMALL)

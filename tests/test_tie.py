@@ -227,6 +227,9 @@ def test_two_spellings_are_one_warm_up(tmp_path: Path) -> None:
         ("0|1-5", "there is no block 5"),
         ("0,1|1-3|4", "block 1 is in two groups"),
         ("all", r"'all'; write the groups"),
+        ("0-2|4-3", r"the range 4-3 descends\. Write 3-4"),
+        ("[[0], [4-1]]", r"the range 4-1 descends\. Write 1-4"),
+        ("0-1000000000", "with numbers of at most 4 digits"),
     ],
 )
 def test_groups_that_are_none_get_their_sentence(tie: str, message: str, tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ OF_A_TRAINING = {
     "drop_path_rate": "use train.drop_path",
 }
 
-_BLOCKS = re.compile(r"\s*-?\d*\s*:\s*-?\d*\s*(:\s*-?\d*\s*)?|\s*-?\d+(\s*,\s*-?\d+)*\s*")
+_END, _INDEX = r"\s*(?:-?\d{1,9})?\s*", r"-?\d{1,9}"
+_BLOCKS = re.compile(rf"{_END}:{_END}(:{_END})?|\s*{_INDEX}(\s*,\s*{_INDEX})*\s*")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ _MLP = re.compile(r"^(mlp|ffns|local_mp|norm2|norm3|ls2|gamma_?2|gamma3)(\.|$)")
 _AFTER_LAST = re.compile(r"^(norm|fc_norm|neck|head\.norm)\.")
 _BEFORE_FIRST = re.compile(r"^norm_pre\.")
 _BETWEEN = re.compile(r"^(?:layers|stages|network)\.(\d+)\.")
+_END = r"\s*(?:-?\d{1,9})?\s*"  # of a slice
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ def parse_blocks(blocks: Blocks, depth: int) -> list[int]:
         f"the {depth} blocks (0 to {depth - 1})."
     )
     if isinstance(blocks, str):
-        if re.fullmatch(r"\s*-?\d*\s*:\s*-?\d*\s*(:\s*-?\d*\s*)?", blocks):
+        if re.fullmatch(rf"{_END}:{_END}(:{_END})?", blocks):
             blocks = slice(*(int(p) if p.strip() else None for p in blocks.split(":")))
-        elif re.fullmatch(r"\s*-?\d+(\s*,\s*-?\d+)*\s*", blocks):
+        elif re.fullmatch(r"\s*-?\d{1,9}(\s*,\s*-?\d{1,9})*\s*", blocks):
             blocks = [int(p) for p in blocks.split(",")]
         else:
             raise HandoffError(bad)

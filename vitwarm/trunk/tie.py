@@ -16,20 +16,26 @@ from vitwarm.trunk.inside import check_plain_blocks
 Groups = Sequence[Sequence[int]]
 
 _IN_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
-_GROUP = r"\s*\d+(?:-\d+)?(?:\s*,\s*\d+(?:-\d+)?)*\s*"
+_RANGE = r"\d{1,4}(?:-\d{1,4})?"  # of any length it could fill the memory
+_GROUP = rf"\s*{_RANGE}(?:\s*,\s*{_RANGE})*\s*"
 _GROUPS = re.compile(rf"{_GROUP}(?:\|{_GROUP})*|\[\s*\[{_GROUP}\](?:\s*,\s*\[{_GROUP}\])*\s*\]")
 
 
 def read_groups(text: str) -> list[list[int]]:
     """Returns the groups that `0|1-10|11` or `[[0],[1,2],[3]]` means, each ascending.
 
-    Raises: ConfigError: text that is neither.
+    Raises: ConfigError: text that is neither, or a range that descends.
     """
     if not _GROUPS.fullmatch(text):
         raise ConfigError(
             f"warmup.tie is {text!r}; write the groups of blocks that share weights as 0|1-10|11 "
-            "or [[0], [1, 2], [3]]."
+            "or [[0], [1, 2], [3]], with numbers of at most 4 digits."
         )
+    for low, high in re.findall(r"(\d+)-(\d+)", text):
+        if int(low) > int(high):
+            raise ConfigError(
+                f"warmup.tie is {text!r}; the range {low}-{high} descends. Write {high}-{low}."
+            )
     groups = []
     for part in re.split(r"\]\s*,\s*\[|\|", text.strip("[] ")):
         ranges = [[int(end) for end in piece.split("-")] for piece in part.split(",")]
