@@ -359,6 +359,14 @@ def test_recipes_are_listed_shown_and_copied_with_what_they_name(
     assert main(["configs", "fields", "mixupp"]) == 2
 
 
+def test_a_file_that_is_no_text_is_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "odd.yaml").write_bytes(b"seed: 1\n\xff")
+    assert main(["configs", "show", str(tmp_path / "odd.yaml")]) == 2
+    assert "odd.yaml, line 2, column 1: no UTF-8 text" in capsys.readouterr().err
+
+
 def test_values_of_over_are_taken_as_their_fields_take_them() -> None:
     words = ["base=x", "match=steps", "warmup_seeds=shared"]
     config = load_config(SweepConfig, None, [*words, "over={data.fraction: [1%, 0.5]}"])

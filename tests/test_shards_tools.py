@@ -175,6 +175,7 @@ def test_make_from_the_original_tars(numbers: bool, tmp_path: Path) -> None:
             "note.txt has no line for the image a.jpg. Lines read NAME CLASS",
         ),
         (["{d}/pets", "{o}", "--val", "{d}/flat", "--val-labels", "{d}/no"], "cannot be read: No"),
+        (["{d}/pets", "{o}", "--val", "{d}/flat", "--val-labels", "{d}/latin1.txt"], "no UTF-8"),
         (["{d}/pets"], "Two paths are needed, the images and where to write, but"),
         (["{d}/pets", "{d}/note.txt"], "note.txt cannot be written: File exists"),
         (["--digits", "{d}/pets", "{o}"], "--digits needs only the folder to write to"),
@@ -187,6 +188,7 @@ def test_mistakes_of_make_get_a_sentence(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(photo(0))
     (tmp_path / "note.txt").write_text("hello\n")
+    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9 cat\n")
     (tmp_path / "empty").mkdir()
     known = {"d": tmp_path, "o": tmp_path / "out"}
     assert main(["shards", "make", *(word.format(**known) for word in words)]) == 2

@@ -15,6 +15,7 @@ from typing import Any
 
 from vitwarm.config import find_recipe, list_recipes, read_yaml
 from vitwarm.config.fields import SCHEMAS, fields_of, to_markdown, to_text
+from vitwarm.config.reading import read_text
 from vitwarm.errors import ConfigError, nearest
 from vitwarm.files import write_text
 
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if args.what == "list":
         print("\n".join(_listed()))
     elif args.what == "show":
-        print(find_recipe(args.name).read_text(), end="")
+        print(read_text(find_recipe(args.name)), end="")
     elif args.what == "copy":
         print("\n".join(copy_recipe(args.name, Path(args.to))))
     elif args.markdown:
@@ -79,7 +80,7 @@ def copy_recipe(name: str, folder: Path) -> list[str]:
         copy = folder / f"{shipped[path]}.yaml"
         lines.append(f"{copy}" if not copy.exists() else f"{copy} already existed and is kept")
         if not copy.exists():
-            write_text(copy, path.read_text())
+            write_text(copy, read_text(path))
         todo += [find_recipe(other, beside=path.parent).resolve() for other in _named_by(path)]
     return lines
 
@@ -92,7 +93,7 @@ def _copy_alone(recipe: Path, to: Path) -> str:
         )
     if to.exists():
         raise ConfigError(f"{to} already exists. Remove it, or name another file.")
-    write_text(to, recipe.read_text())
+    write_text(to, read_text(recipe))
     return f"{to}"
 
 
@@ -109,7 +110,7 @@ def _listed() -> Iterator[str]:
     recipes = list_recipes()
     width = max(map(len, recipes))
     for name, path in recipes.items():
-        says = [line for line in path.read_text().splitlines() if line.startswith("# What:")]
+        says = [line for line in read_text(path).splitlines() if line.startswith("# What:")]
         yield f"{name:<{width}}  {says[0].removeprefix('# What:').strip() if says else ''}".rstrip()
 
 

@@ -61,20 +61,25 @@ class _OtherTypeError(Exception):
     """A value is of another type than its field."""
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Returns what a recipe file holds. Raises: ConfigError: it is no YAML mapping, and where."""
+def read_text(path: Path) -> str:
+    """Returns the text of a recipe file. Raises: ConfigError: no file, or no text, and where."""
     if not path.is_file():
         raise ConfigError(f"There is no recipe file {path}. Give the path of a YAML file.")
-    text = ""
     try:
-        text = path.read_text(encoding="utf-8")
-        plain = yaml.load(text, Loader=_Loader)
-        json.dumps(plain, default=str)  # raises where a section holds itself (`a: &a [*a]`)
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         where = _place(error.object[: error.start].decode("latin-1"))
         raise ConfigError(f"{path}{where}: no UTF-8 text. Save the file as UTF-8.") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Returns what a recipe file holds. Raises: ConfigError: it is no YAML mapping, and where."""
+    text = read_text(path)
+    try:
+        plain = yaml.load(text, Loader=_Loader)
+        json.dumps(plain, default=str)  # raises where a section holds itself (`a: &a [*a]`)
     except yaml.reader.ReaderError as error:
         where = _place(text[: error.position])
         raise ConfigError(f"{path}{where}: this is not valid YAML ({error.reason}).") from error

@@ -232,9 +232,10 @@ def _with_labels(
 ) -> list[ImageFile]:
     try:
         lines = labels.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
         raise ShardError(
-            f"{labels} cannot be read: {error.strerror}. Give a text file of lines NAME CLASS."
+            f"{labels} cannot be read: {why}. Give a text file of lines NAME CLASS."
         ) from error
     class_of: dict[str, str] = {}
     for line in lines:
