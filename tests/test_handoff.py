@@ -272,6 +272,49 @@ def test_a_size_that_is_none_gets_a_sentence(size: str, capsys: pytest.CaptureFi
     assert f"{size!r} is not a size; write 224, or 192x256" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["handoff", "t", "--num-classes", "-3"], "'-3' is no whole number from 0 to 1,000,000"),
+        (["handoff", "t", "--seed", "-1"], "'-1' is no whole number from 0"),
+        (["probe", "t", "--data", "d", "--seed", "9" * 5000], "9' is no whole number from 0"),
+        (["rules", "show", "dyck", "--seed", "-1"], "'-1' is no whole number from 0"),
+        (["shards", "make", "a", "b", "--seed", "-1"], "'-1' is no whole number from 0"),
+        (["configs", "fields", "mixup", "--markdown"], "--markdown: not allowed with argument"),
+        (["doctor", "--models", "--model", "x"], "--model: not allowed with argument --models"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["none", "--scope", "mlp", "--blocks", "0"], "--scope, --blocks has no effect on none"),
+        (["none", "--allow-failed"], "--allow-failed has no effect on none"),
+        *(
+            ([*way, "T", "--out", "out.pt"], "--out is out.pt; a trunk file ends in .safetensors")
+            for way in (["mix"], ["graft", "T"], ["expand", "--model", VIT], ["import"])
+        ),
+    ],
+)
+def test_what_a_hand_off_cannot_do_is_refused_before_it_writes(
+    words: list[str], says: str, warmed: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    words = [str(warmed) if word == "T" else word for word in words]
+    assert main(["handoff", "--out", "out", *words]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_size_of_two_sides_is_handed_off(tmp_path: Path) -> None:
     shape = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 4}
     vit = build_model("vit_tiny_patch16_224", seed=0, img_size=(8, 12), **shape)

@@ -32,10 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "to", nargs="?", default="configs", help="a folder (default: configs), or FILE.yaml"
     )
     fields = commands.add_parser("fields", help="what every field means, allows and defaults to")
-    fields.add_argument(
-        "words", nargs="*", metavar="WORD", help="part of a field's name; none: all"
+    either = fields.add_mutually_exclusive_group()
+    either.add_argument(
+        "words", nargs="*", default=[], metavar="WORD", help="part of a field's name; none: all"
     )
-    fields.add_argument("--markdown", action="store_true", help="as one page, for documentation")
+    either.add_argument("--markdown", action="store_true", help="as one page, for documentation")
 
 
 def run(args: argparse.Namespace) -> int:

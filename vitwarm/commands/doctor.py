@@ -25,8 +25,9 @@ WORKS = "can be warmed up and handed off"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("--models", action="store_true", help="check every transformer of timm")
-    parser.add_argument("--model", metavar="NAME", action="append", help="check this one")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--models", action="store_true", help="check every transformer of timm")
+    either.add_argument("--model", metavar="NAME", action="append", help="check this one")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
 
 

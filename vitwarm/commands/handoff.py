@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitwarm.config import NO_FRESH_MODEL
+from vitwarm.config.ranges import whole_number
 from vitwarm.errors import ConfigError, HandoffError
 from vitwarm.files import write_text
 
@@ -83,11 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", help="timm model name; default: the one that was warmed up")
     warmed = "default: as it was warmed up"
     add("--model-kwargs", type=_read_json, metavar="JSON", help=f"for timm.create_model; {warmed}")
-    add("--num-classes", type=int, help="default: the model's own")
+    add("--num-classes", type=whole_number(most=10**6), help="default: the model's own")
     add("--img-size", type=_read_sides, help=f"pixels, 224 or 192x256; {warmed}")
     add("--scope", default="all", choices=["all", "blocks", "attention", "mlp"])
     add("--blocks", help="-4: or 0,1,2; default: all")
-    add("--seed", type=int, default=0, help="of the fresh tensors (default 0)")
+    add("--seed", type=whole_number(), default=0, help="of the fresh tensors (default 0)")
     failed = "hand off a trunk that learned nothing, too"
     add("--allow-failed", action="store_true", help=failed)
     add("--attention-of", choices=["A", "B"], help="graft: MLPs of the other")
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse_idle(args: argparse.Namespace, way: _Way | None) -> None:
-    """Refuses options without an effect on a way, or on a hand-off, and a missing --out."""
+    """Refuses options without an effect on a way, or on a hand-off, and an --out that is none."""
 
     def given(names: tuple[str, ...]) -> str:
         found = [name for name in names if getattr(args, name) != _NOT_GIVEN.get(name)]
@@ -141,6 +142,14 @@ def _refuse_idle(args: argparse.Namespace, way: _Way | None) -> None:
     elif not args.out:
         raise ConfigError(
             "--out is not given; name the folder (the file of graft, expand, mix, import) to write."
+        )
+    elif way and not args.out.endswith(".safetensors"):
+        raise ConfigError(
+            f"--out is {args.out}; a trunk file ends in .safetensors. Give --out FILE.safetensors."
+        )
+    if args.trunks[0].lower() == "none" and (idle := given(("scope", "blocks", "allow_failed"))):
+        raise ConfigError(
+            f"{idle} has no effect on none: nothing is carried. Name a trunk, or leave it out."
         )
     if way and (idle := given(tuple(name for name in _OF_A_HANDOFF if name not in way.shared))):
         raise ConfigError(

@@ -15,6 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
+from vitwarm.config.ranges import whole_number
 from vitwarm.files import write_text
 
 
@@ -24,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="SHARDS", help="as data.val takes it")
     parser.add_argument("--images", type=int, default=1000, help="at most (default 1,000)")
     parser.add_argument("--out", type=Path, default=Path("probe"), help="folder (default: probe)")
-    parser.add_argument("--seed", type=int, default=0, help="of fresh tensors and of the choice")
+    seeds = "of fresh tensors and of the choice"
+    parser.add_argument("--seed", type=whole_number(), default=0, help=seeds)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
 
 

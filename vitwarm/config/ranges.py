@@ -6,6 +6,7 @@ a value is a slip of the keyboard or of units, not a wish.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import math
 import re
@@ -128,6 +129,20 @@ def alpha(default: Any) -> Any:
 def a_seed(default: Any) -> Any:
     """A seed."""
     return number(default, least=0, most=HIGHEST_SEED)
+
+
+def whole_number(*, most: int = HIGHEST_SEED) -> Callable[[str], int]:
+    """Reads a whole number from 0, a seed for one, of the command line: a type of argparse's."""
+
+    def read(text: str) -> int:
+        try:
+            if 0 <= (value := int(text)) <= most:
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {most:,}")
+
+    return read
 
 
 def numbers(default: Any, *, n: tuple[int, ...], ascending: bool = False, **bounds: float) -> Any:

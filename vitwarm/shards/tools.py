@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitwarm.config.ranges import whole_number
 from vitwarm.errors import ShardError
 from vitwarm.records import count_cpus
 from vitwarm.shards.read.sources import is_streamed
@@ -55,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only these classes, relabelled from 0 in their old order: names of classes.txt or "
         "labels, with commas between, or a file with one a line (ImageNet-100's)",
     )
-    part.add_argument("--seed", type=int, default=0, help="data.subset_seed of the fraction")
+    of_fraction = "data.subset_seed of the fraction"
+    part.add_argument("--seed", type=whole_number(), default=0, help=of_fraction)
     part.add_argument("--split", default="train", help="name of the split in the new _info.json")
     for one in (info, check, part):
         one.add_argument(
@@ -107,7 +109,8 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", help="what the tars are called; default: the folder's name")
     parser.add_argument("--images-per-shard", type=int, default=1250)
-    parser.add_argument("--seed", type=int, default=0, help="of the order they are written in")
+    order = "of the order they are written in"
+    parser.add_argument("--seed", type=whole_number(), default=0, help=order)
 
 
 def _read_count(text: str) -> int:

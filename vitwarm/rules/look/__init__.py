@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from vitwarm.config.ranges import whole_number
 from vitwarm.errors import RuleError
 from vitwarm.rules.base import Rule
 from vitwarm.rules.look.draw import draw_sequence
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("params", nargs="*", metavar="KEY=VALUE", help="its parameters")
         command.add_argument("--n", type=int, default=n, help=f"sequences (default {n})")
         command.add_argument("--tokens", type=int, default=tokens, help=f"default {tokens}")
-        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--seed", type=whole_number(), default=0)
         command.add_argument("--hide-share", type=float, help="default: the rule's own")
         if name == "show":
             command.add_argument("--start", type=int, help="number of the first sequence")
