@@ -169,8 +169,11 @@ def test_grafts_of_unlike_trunks_are_refused(warmed: Trunk, tmp_path: Path) -> N
     ):
         other = build_model(VIT, seed=1, **{**SMALL, **change})
         path = save_trunk(tmp_path / "o.safetensors", other, {})
-        with pytest.raises(HandoffError, match=message):
-            make_init("graft", model="", seed=0, a=warmed, b=path, attention_of="A")
+        nameless = dataclasses.replace(load_trunk(path), metadata={})
+        for b in (path, nameless):
+            for how in ({"attention_of": "A"}, {"first_blocks": 1}):
+                with pytest.raises(HandoffError, match=message):
+                    make_init("graft", model="", seed=0, a=warmed, b=b, **how)
     with pytest.raises(ConfigError, match="1 to 1 is allowed"):
         make_init("graft", model="", seed=0, a=warmed, b=warmed, first_blocks=2)
 
@@ -228,7 +231,7 @@ def test_first_blocks_are_not_counted_in_a_trunk_that_lacks_some(warmed: Trunk) 
     last = {n: t for n, t in warmed.tensors.items() if not n.startswith("blocks.0.")}
     part = dataclasses.replace(warmed, tensors=last, sha256="e")
     three = _with(part, "f", depth="3")
-    with pytest.raises(HandoffError, match="with 3 blocks, of which"):
+    with pytest.raises(HandoffError, match="with 3 blocks, of which 1 are there"):
         make_init("graft", model=VIT, seed=0, a=three, b=_with(warmed, "g", depth="3"),
                   first_blocks=1)  # fmt: skip
 

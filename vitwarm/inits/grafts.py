@@ -42,11 +42,11 @@ def graft(
         HandoffError: trunks of different shapes, or a tensor that serves attention and MLP at once.
     """
     left, right = read(a), read(b)
+    _check_alike(left, right)
     prefixes = block_prefixes([*left.tensors, *right.tensors])
     _check_choice(attention_of, first_blocks, len(prefixes))
     for side in (left, right) if first_blocks is not None else ():
         _check_whole(side, len(prefixes))
-    _check_alike(left, right)
     trunks = {"A": left, "B": right}
     owners: dict[str, Side] = {}
     for name in dict.fromkeys([*left.tensors, *right.tensors]):
@@ -92,28 +92,33 @@ def _check_choice(attention_of: str | None, first_blocks: int | None, depth: int
 
 
 def _check_whole(side: Trunk, n_blocks: int) -> None:
+    own = len(block_prefixes(side.tensors))
     if side.metadata.get("depth", str(n_blocks)) != str(n_blocks):
         raise HandoffError(
             f"trunk {label(side)} is of a model with {side.metadata['depth']} blocks, of which "
-            f"{n_blocks} are there, so first_blocks cannot count them. Use whole trunks."
+            f"{own} are there, so first_blocks cannot count them. Use whole trunks."
         )
 
 
 def _check_alike(left: Trunk, right: Trunk) -> None:
+    ours, theirs = (
+        ({} if t.is_partial else {"depth": str(len(block_prefixes(t.tensors)))}) | t.metadata
+        for t in (left, right)
+    )
     compared: list[tuple[str, Any, Any]] = [
-        (key, left.metadata[key], right.metadata[key])
+        (key, ours[key], theirs[key])
         for key in ("depth", "num_heads")
-        if left.metadata.get(key) and right.metadata.get(key)
+        if ours.get(key) and theirs.get(key)
     ]
     for name in left.tensors:
         if name in right.tensors:
-            ours, theirs = (tuple(side.tensors[name].shape) for side in (left, right))
-            compared.append((repr(name), ours, theirs))
-    for what, ours, theirs in compared:
-        if ours != theirs:
+            shapes = (tuple(side.tensors[name].shape) for side in (left, right))
+            compared.append((repr(name), *shapes))
+    for what, one, other in compared:
+        if one != other:
             raise HandoffError(
-                f"trunks {label(left)} and {label(right)} cannot be grafted: {what} is {ours} in "
-                f"one and {theirs} in the other. Use trunks of one model."
+                f"trunks {label(left)} and {label(right)} cannot be grafted: {what} is {one} in "
+                f"one and {other} in the other. Use trunks of one model."
             )
 
 
