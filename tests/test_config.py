@@ -47,6 +47,9 @@ RECIPES = sorted(Path(__file__).parent.parent.joinpath("configs").rglob("*.yaml"
         ("warmup.checkpoint_minutes=0", r"warmup\.checkpoint_minutes is 0"),
         ("warmup.model_kwargs={depth:3}", r"key 'depth:3'.*blank after the colon"),
         ("warmup", "'warmup' is not an override; write section.field=value"),
+        ("warmup.budget=100", r"If steps are meant, write 100steps"),
+        ("warmup.budget=1e20steps", r"above 0 and at most 1e\+15"),
+        ("warmup.budget=soon", r"warmup\.budget is 'soon'; allowed is a share"),
     ],
 )
 def test_a_wrong_override_names_field_value_and_remedy(word: str, says: str) -> None:

@@ -53,7 +53,7 @@ def refusal(schema: type, field_name: str, value: Any, section: str = "") -> Con
     item = item_of(schema, field_name)
     allowed, name = item.metadata.get("allowed"), f"{section}{field_name}"
     kind, _ = inner_type(hints_of(schema)[field_name])
-    if allowed and allowed.explain and isinstance(value, dict):
+    if allowed and allowed.explain and isinstance(value, get_origin(kind) or kind):
         return ConfigError(allowed.explain(name, value))
     given = value if isinstance(value, int | float) or value is None else repr(value)
     default = default_of(item)

@@ -206,14 +206,17 @@ def some_blocks(default: str | None) -> Any:
 def a_budget(default: str) -> Any:
     """The length of a warm-up, see `vitwarm.units.read_budget`."""
 
-    def holds(value: str) -> bool:
+    def fault(value: str) -> str:
         try:
             read_budget(value)
-        except ConfigError:
-            return False
-        return True
+        except ConfigError as error:
+            return str(error)
+        return ""
 
-    return ranged(default, Allowed(f"that is {BUDGET_WORDS}", holds))
+    allowed = Allowed(
+        f"that is {BUDGET_WORDS}", lambda value: not fault(value), explain=lambda _, v: fault(v)
+    )
+    return ranged(default, allowed)
 
 
 def arguments(reserved: Mapping[str, str] | None = None) -> Any:
