@@ -112,8 +112,8 @@ def _check_alike(left: Trunk, right: Trunk) -> None:
     ]
     for name in left.tensors:
         if name in right.tensors:
-            shapes = (tuple(side.tensors[name].shape) for side in (left, right))
-            compared.append((repr(name), *shapes))
+            one, other = (tuple(side.tensors[name].shape) for side in (left, right))
+            compared.append((repr(name), one, other))
     for what, one, other in compared:
         if one != other:
             raise HandoffError(
