@@ -17,6 +17,7 @@ from tiny_images import write_tiny_shards
 from torch.nn import functional
 
 from vitwarm.cli import main
+from vitwarm.commands.report import find_probes
 from vitwarm.errors import ConfigError, ModelError, ShardError
 from vitwarm.handoff import attach, export_model
 from vitwarm.probe.blocks import (
@@ -361,6 +362,22 @@ def test_the_page_is_whole_and_shows_every_number(
     assert len(re.findall(r"cold · block 2 · head \d: ", page)) == heads * sum(
         figure.of == "head" for figure in FIGURES
     )
+
+
+def test_probes_of_other_images_stand_in_sections_of_their_own(
+    tmp_path: Path, shards: str, vit: torch.nn.Module
+) -> None:
+    export_model(vit, tmp_path / "m", facts={})
+    for label, n in (("a", 48), ("b", 24)):
+        words = [f"{label}={tmp_path / 'm'}", "cold", "--data", f"{shards}/validation"]
+        assert main(["probe", *words, "--images", str(n), "--out", str(tmp_path / "out")]) == 0
+    many, few = find_probes([tmp_path])
+    assert (many.title[-11:], few.title[-11:]) == (", 48 images", ", 24 images")
+    assert "a: as exported" in many.html
+    assert "48 images of 4 classes" in many.html
+    assert "cold" not in many.html
+    assert "24 images of 4 classes" in few.html
+    assert "b: as exported" in few.html
 
 
 def test_a_report_shows_probes_beside_the_runs(

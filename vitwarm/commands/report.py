@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import webbrowser
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,27 +57,32 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_probes(roots: Iterable[str | Path]) -> list[PageSection]:
-    """Draws what `vitwarm probe` found, a section for each of its folders at or below the roots.
+    """Draws what `vitwarm probe` found: a section for each folder of its and choice of images.
 
-    A file that is damaged, or not of this version, is named on stderr and left out.
+    Folders lie at or below the roots. A file that is damaged, or not of this version, is named on
+    stderr and left out.
     """
     from vitwarm.probe.page import SUFFIX, make_probe_section
     from vitwarm.report.gather import NOT_OURS
     from vitwarm.report.page import PageSection
 
-    folders: dict[Path, list[Found]] = defaultdict(list)
+    groups: dict[tuple[Path, int, str], list[Found]] = defaultdict(list)
     paths = {path for root in roots for path in Path(root).resolve().rglob(f"*{SUFFIX}")}
     for path in sorted(paths):
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             make_probe_section([found], title="", slug="")
+            images = found["images"]
+            groups[path.parent, images["n"], images["subset_sha256"]].append(found)
         except NOT_OURS as error:
             why = f"not written by this version's probe ({type(error).__name__})"
             print(f"{path} is left out: {why}.", file=sys.stderr)
-            continue
-        folders[path.parent].append(found)
-    return [
-        PageSection(slug, title, make_probe_section(founds, title=title, slug=slug))
-        for number, (folder, founds) in enumerate(folders.items(), 1)
-        for slug, title in [(f"probe-{number}", f"What it did to the network: {folder.name}")]
-    ]
+    n_groups = Counter(folder for folder, _, _ in groups)
+    sections = []
+    for number, ((folder, n, _), founds) in enumerate(groups.items(), 1):
+        among = f", {n:,} images" if n_groups[folder] > 1 else ""
+        slug, title = f"probe-{number}", f"What it did to the network: {folder.name}{among}"
+        sections.append(
+            PageSection(slug, title, make_probe_section(founds, title=title, slug=slug))
+        )
+    return sections
