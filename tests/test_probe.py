@@ -410,3 +410,14 @@ def test_a_report_shows_probes_beside_the_runs(
     assert f"{found['knn_top1']:.1f}" in probes
     button = re.compile(r'data-arm="(\d)" aria-pressed="true"[^>]*>(?:(?!</button>).)*dyck', re.S)
     assert button.findall(runs.rpartition('class="legend"')[2]) == button.findall(probes)
+
+
+def test_a_device_or_a_folder_that_is_none_is_refused_before_the_models_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "file").touch()
+    words = ["probe", "nothing", "--data", "nowhere", "--out", str(tmp_path / "file" / "out")]
+    for device, says in (("cuda", "--device is 'cuda'"), ("cpu", "out, which cannot be written")):
+        assert main([*words, "--device", device]) == 2
+        assert says in capsys.readouterr().err

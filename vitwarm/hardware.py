@@ -47,9 +47,11 @@ class Numbers:
         return self.precision == "bf16"
 
 
-def choose_device(run: RunConfig) -> torch.device:
+def choose_device(run: RunConfig, *, called: str = "run.device") -> torch.device:
     """Returns the device that `run.device` means; `auto`: CUDA, else Apple's GPU, else the CPU.
 
+    Args:
+        called: what the user sets it with.
     Raises: ConfigError: torch sees no such device, or too few of them.
     """
     present = {
@@ -71,8 +73,7 @@ def choose_device(run: RunConfig) -> torch.device:
         )
     if not present[kind]:
         raise ConfigError(
-            f"run.device is {kind!r}, but torch sees no GPU of that kind here. "
-            "Use run.device=cpu or auto."
+            f"{called} is {kind!r}, but torch sees no GPU of that kind here. Use cpu or auto."
         )
     if kind == "cuda" and run.devices > torch.cuda.device_count():
         raise ConfigError(

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 
 from vitwarm.config.ranges import whole_number
+from vitwarm.errors import ConfigError
 from vitwarm.files import write_text
 
 
@@ -40,7 +42,14 @@ def run(args: argparse.Namespace) -> int:
     from vitwarm.probe.run import run_probe
     from vitwarm.probe.show import terminal_tables
 
-    device = choose_device(RunConfig(device=args.device))
+    device = choose_device(RunConfig(device=args.device), called="--device")
+    try:  # said now, not after the whole probe
+        args.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.out).close()
+    except OSError as error:
+        raise ConfigError(
+            f"--out is {args.out}, which cannot be written: {error.strerror}. Choose another."
+        ) from error
     models = load_all(args.models, seed=args.seed)
     images = ProbeImages(args.data, n_images=args.images, seed=args.seed)
     founds = run_probe(models, images, device=device)
