@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from vitwarm.cli import main
+from vitwarm.config import TrainRun, load_config
 from vitwarm.errors import ConfigError, HandoffError, ModelError
 from vitwarm.handoff import attach
 from vitwarm.inits import INITS, make_init, write_init
 from vitwarm.seeding import numpy_rng
+from vitwarm.training.plan import _arm
 from vitwarm.trunk import Trunk, build_model, load_trunk, save_trunk
 
 VIT = "vit_tiny_patch16_224"
@@ -97,6 +99,26 @@ def test_an_equal_call_writes_the_same_trunk(tmp_path: Path) -> None:
         ).sha256
 
     assert digest("a.safetensors", 0) == digest("b.safetensors", 0) != digest("c.safetensors", 1)
+
+
+@pytest.mark.parametrize("name", INITS)
+def test_every_file_says_what_made_it_and_how_wide_it_is(
+    name: str, warmed: Trunk, tmp_path: Path
+) -> None:
+    old = save_trunk(tmp_path / "old.safetensors", warmed.tensors, {"model": VIT})
+    ways: dict[str, dict] = {
+        "graft": {"a": old, "b": old, "first_blocks": 1}, "expand": {"core": warmed},
+    }  # fmt: skip
+    how = ways.get(name, {} if name.startswith("mimetic") else {"trunk": old})
+    if name == "weights_shuffled_in_heads":
+        how = {"trunk": warmed}
+    out = tmp_path / "made.safetensors"
+    write_init(name, out, model=VIT, seed=0, model_kwargs=SMALL, **how)
+    facts = load_trunk(out).metadata
+    assert facts["source"] == {"expand": "expansion"}.get(name, name)
+    assert facts["width"] == str(SMALL["embed_dim"])
+    config = load_config(TrainRun, None, ["data.train=x", "data.val=x"])
+    assert _arm(config, load_trunk(out)) == ("expansion" if name == "expand" else "made")
 
 
 def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:

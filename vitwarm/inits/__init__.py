@@ -97,6 +97,7 @@ def write_init(
     """
     made = make_init(name, model=model, seed=seed, model_kwargs=model_kwargs, **params)
     facts = {
+        "source": name,
         **made.facts,
         "init": name,
         "init_params": json.dumps(params, default=str, sort_keys=True),

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vitwarm.trunk import Trunk, load_trunk, model_facts, trunk_names
+from vitwarm.trunk.swap import width_in
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Made:
 def facts_for(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Returns the metadata of tensors made for a model: its shape, and whether it lacks some."""
     partial = set(tensors) != set(trunk_names(model))
-    return {**model_facts(model), "partial": str(partial).lower()}
+    width = str(width_in(model))
+    return {**model_facts(model), "width": width, "partial": str(partial).lower()}
 
 
 def inherit(*trunks: Trunk) -> dict[str, str]:
@@ -46,8 +48,13 @@ def inherit(*trunks: Trunk) -> dict[str, str]:
 
 def shape_of(trunk: Trunk) -> dict[str, str]:
     """Returns what a trunk's metadata says of its shape, and whether it lacks tensors."""
-    kept = ("model", "model_args", "depth", "num_heads", "grid", "n_tokens", "norm_eps", "partial")
-    return {key: trunk.metadata[key] for key in kept if key in trunk.metadata}
+    kept = (
+        "model", "model_args", "depth", "num_heads", "width", "grid", "n_tokens", "norm_eps",
+        "partial",
+    )  # fmt: skip
+    norms = [t for name, t in trunk.tensors.items() if name.endswith("norm1.weight")]
+    width = {"width": str(len(norms[0]))} if norms else {}
+    return width | {key: trunk.metadata[key] for key in kept if key in trunk.metadata}
 
 
 def facts_of(source: Trunk) -> dict[str, str]:

@@ -295,6 +295,8 @@ def _arm(config: TrainRun, trunk: Trunk | None) -> str:
     path, source = trunk.path, trunk.metadata.get("source", "")
     if path and source.startswith("image model"):  # called by its path, which no table shows
         return f"image model {path.parent.name if path.name.startswith('export') else path.name}"
+    if source == trunk.metadata.get("init"):  # several of one initialiser are several arms
+        source = ""
     rule = trunk.facts.get("rule")
     name = rule.get("name") if isinstance(rule, dict) else None
     return str(name or source or (path.stem if path else "trunk"))
