@@ -47,6 +47,7 @@ RECIPES = sorted(Path(__file__).parent.parent.joinpath("configs").rglob("*.yaml"
         ("warmup.checkpoint_minutes=0", r"warmup\.checkpoint_minutes is 0"),
         ("warmup.model_kwargs={depth:3}", r"key 'depth:3'.*blank after the colon"),
         ("warmup", "'warmup' is not an override; write section.field=value"),
+        ("warmup.tie_norms=false", r"tie_norms is false, but warmup\.tie is not given"),
         ("warmup.budget=100", r"If steps are meant, write 100steps"),
         ("warmup.budget=1e20steps", r"above 0 and at most 1e\+15"),
         ("warmup.budget=soon", r"warmup\.budget is 'soon'; allowed is a share"),

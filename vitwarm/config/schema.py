@@ -1,7 +1,4 @@
-"""The structured configs of a warm-up and of an image training, on one page.
-
-A YAML recipe holds only what differs. A sweep's own fields stand in `sweep.py`.
-"""
+"""The configs of a warm-up and of an image training. A sweep's own fields stand in `sweep.py`."""
 
 # ruff: noqa: RUF009  the calls make fields (vitwarm/config/ranges.py), not shared defaults
 
@@ -139,6 +136,8 @@ class WarmupConfig(Checked, section="warmup"):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rates("warmup", self.lr, warmup_lr=self.warmup_lr, min_lr=self.min_lr)
+        if not self.tie_norms and not self.tie:
+            raise ConfigError("warmup.tie_norms is false, but warmup.tie is not given. Give both.")
 
 
 @dataclass(frozen=True, kw_only=True)
