@@ -329,7 +329,7 @@ def test_a_checkpoint_as_trunk_is_told_of_the_import(
         (["import", "w.pth", "--num-classes", "3"], "--num-classes has no effect on an import"),
         (["import", "w.pth", "--allow-failed"], "--allow-failed has no effect on an import"),
     ):
-        assert main(["handoff", *words, "--out", "t"]) == 2
+        assert main(["handoff", *words, "--out", "t.safetensors"]) == 2
         assert says in capsys.readouterr().err
 
 
