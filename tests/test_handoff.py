@@ -11,7 +11,7 @@ import torch
 from timm.data import resolve_model_data_config
 
 from vitwarm.cli import main
-from vitwarm.errors import HandoffError, ModelError
+from vitwarm.errors import HandoffError, ModelError, RunError
 from vitwarm.handoff import attach, export_model, start_from
 from vitwarm.trunk import TokenModel, build_model, load_trunk, save_trunk, trunk_names
 
@@ -173,6 +173,19 @@ def test_the_export_loads_both_of_timms_ways(warmed: Path, tmp_path: Path) -> No
     assert config["pretrained_cfg"]["origin_url"] == "here"
     export_model(vit, folder, facts={})
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("other", ["warmup-1a2b3c4d/record.json", "notes.txt", "README.md"])
+def test_an_export_replaces_nothing_but_an_export(warmed: Path, tmp_path: Path, other: str) -> None:
+    vit = attach(warmed, model=VIT, **SMALL)[0]
+    folder = export_model(vit, tmp_path / "export", facts={})
+    (folder / "audit.json").write_text("{}")  # a hand-off's own
+    kept = export_model(vit, folder, facts={}) / other
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("{}")
+    with pytest.raises(RunError, match=f"{other.split('/')[0]}.*would be lost"):
+        export_model(vit, folder, facts={})
+    assert kept.read_text() == "{}"
 
 
 def test_fine_tuning_starts_from_an_export(warmed: Path, tmp_path: Path) -> None:

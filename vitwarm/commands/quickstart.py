@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"[{format_seconds(time.monotonic() - began):>6}] {text}", flush=True)
 
     root, shards = args.out / ("smoke" if args.smoke else "full"), args.out / "shards"
-    if args.fresh and root.exists():
-        shutil.rmtree(root)
+    for made in ("runs", "report") if args.fresh else ():
+        shutil.rmtree(root / made, ignore_errors=True)
     say("1/3 digits to webdataset shards")
     if not (shards / "_info.json").exists():
         write_digits(shards)

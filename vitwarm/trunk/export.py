@@ -14,11 +14,15 @@ from torch import nn
 from vitwarm.errors import RunError
 
 
+#: What an export is replaced with; a hand-off's audit lies beside it.
+_OF_AN_EXPORT = {"config.json", "model.safetensors", "audit.json"}
+
+
 def export_model(vit: nn.Module, folder: str | Path, *, facts: Mapping[str, Any]) -> Path:
     """Writes a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
 
     It holds `model.safetensors` (plain, as timm's --initial-checkpoint takes it) and `config.json`.
-    What stood at `folder` is replaced once the new one is whole.
+    An earlier export at `folder` is replaced once the new one is whole; nothing else ever is.
 
     Args:
         vit: a timm model.
@@ -26,9 +30,14 @@ def export_model(vit: nn.Module, folder: str | Path, *, facts: Mapping[str, Any]
         facts: `mean`, `std`, `crop_pct`, `interpolation`, `input_size` describe the preprocessing;
             `tag`, `license`, `origin` replace those of timm's own weights; everything else that is
             JSON goes to config.json under `vitwarm`.
-    Raises: RunError: the folder cannot be written.
+    Raises: RunError: the folder cannot be written, or holds something else than an export.
     """
     folder = Path(folder)
+    if foreign := sorted({path.name for path in _listed(folder)} - _OF_AN_EXPORT):
+        raise RunError(
+            f"{folder} holds {foreign[0]!r}, which is not of an export and would be lost. Give a "
+            "new folder, an empty one, or that of an earlier export."
+        )
     preprocessing = ("mean", "std", "crop_pct", "interpolation", "input_size", "crop_mode")
     data_config = {k: facts[k] for k in preprocessing if facts.get(k) is not None}
     described = {
@@ -64,3 +73,7 @@ def export_model(vit: nn.Module, folder: str | Path, *, facts: Mapping[str, Any]
             f"{folder} cannot be written: {reason}. Free some space or choose another folder."
         ) from error
     return folder
+
+
+def _listed(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
