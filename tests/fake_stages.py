@@ -122,8 +122,8 @@ def _write(folder: Path, config: WarmupRun | TrainRun, record: dict[str, Any]) -
     (folder / "record.json").write_text(json.dumps(facts | record))
 
 
-def check_init(config: InitConfig) -> None:
-    pass
+def check_init(init: str, params: dict[str, Any]) -> dict[str, str]:
+    return {}
 
 
 def check_trunk(label: str, warm: WarmupRun, train: TrainRun) -> None:

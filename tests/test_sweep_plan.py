@@ -12,12 +12,13 @@ import pytest
 from fake_stages import FAKE
 
 from vitwarm.config import SweepConfig, TrainRun, WarmupRun, load_config
-from vitwarm.errors import ConfigError, HandoffError, ModelError, TrunkError
+from vitwarm.errors import ConfigError, HandoffError, ModelError, TrunkError, VitwarmError
 from vitwarm.records import Record
 from vitwarm.rules import make_rule
 from vitwarm.sweep.plan import extra_steps, make_plan, resolve
-from vitwarm.sweep.rows import Plan, Row, load_plan, save_plan
+from vitwarm.sweep.rows import Plan, Row, load_plan, make_label, save_plan
 from vitwarm.sweep.stages import check_init, check_start, check_trunk, plan_warmup
+from vitwarm.trunk import build_model, save_trunk
 
 BASE = """
 name: digits
@@ -426,3 +427,127 @@ def test_rows_with_other_labels_are_counted_anew(tmp_path: Path) -> None:
     found = {(train_config(row).data.label_from, row.n_images) for row in trainings(plan)}
     assert found == {("text", 100), (None, 1000)}
     assert len(counted) == len(set(counted))  # once each, not once a seed
+
+
+def labels_of(plan: Plan) -> list[str]:
+    return list(dict.fromkeys(row.arms[0] for row in trainings(plan)))
+
+
+@pytest.mark.parametrize(
+    ("over", "labels"),
+    [
+        ('rule.name: [dyck, "shuffled:dyck"]', ["dyck, name=dyck", "dyck, name=shuffled-dyck"]),
+        ('handoff.blocks: ["-1:", "0:1"]', ["dyck, blocks=-1-", "dyck, blocks=0-1"]),
+        (
+            "rule.params: [{n_kinds: 2}, {n_kinds: 4}]",
+            ["dyck, params=n_kinds 2", "dyck, params=n_kinds 4"],
+        ),
+        ('warmup.tie: ["0|1", "0-1"]', ["dyck, tie=0+1", "dyck, tie=0-1"]),
+    ],
+)
+def test_any_value_of_over_has_a_label(tmp_path: Path, over: str, labels: list[str]) -> None:
+    sweep = f"{THREE_ARMS.split('over:')[0]}over: {{{over}}}\nseeds: [0]\n"
+    found = [one for one in labels_of(plan_of(tmp_path, sweep)) if one.startswith("dyck")]
+    assert found == labels
+
+
+def test_a_long_label_is_short_and_stays_apart() -> None:
+    params = [{f"a_parameter_with_a_long_name_{n}": 0 for n in range(5)} | {"z": z} for z in (1, 2)]
+    first, second = (make_label("dyck", {"rule.params": one}) for one in params)
+    assert len(first) <= 100
+    assert first != second
+
+
+def test_what_an_arm_says_itself_is_no_axis_of_it(tmp_path: Path) -> None:
+    own = """
+arms:
+  few: {warmup: warm.yaml, set: {rule.params.n_kinds: 4}, scope: mlp}
+  dyck: {warmup: warm.yaml}
+over: {rule.params.n_kinds: [2, 8], handoff.scope: [all, attention]}
+seeds: [0]
+"""
+    plan = plan_of(tmp_path, f"base: base.yaml\nmatch: steps\nwarmup_seeds: shared{own}")
+    assert labels_of(plan) == [
+        "default",
+        "few",
+        *(f"dyck, n_kinds={n}, scope={scope}" for n in (2, 8) for scope in ("all", "attention")),
+    ]
+
+
+def test_an_arms_scope_comes_before_the_bases(tmp_path: Path) -> None:
+    sweep = arm("{warmup: warm.yaml, scope: all}") + "set: {handoff.scope: mlp}\n"
+    scopes = {r.arms[0]: train_config(r).handoff.scope for r in trainings(plan_of(tmp_path, sweep))}
+    assert scopes == {"default": "mlp", "dyck": "all"}
+
+
+COLD_BESIDE = THREE_ARMS + "set: {handoff.%s: x}\n"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        (COLD_BESIDE % "trunk", "handoff.trunk is 'x' for every arm, so none would be a cold"),
+        (COLD_BESIDE % "init", "handoff.init is 'x' for every arm, and arms.dyck carries"),
+        (arm("{train: {handoff.trunk: x}}"), "an arm has a field for it: arms.dyck.trunk"),
+        (arm("{trunk: x, train: {handoff: {scope: mlp}}}"), "has a field for it: arms.dyck.scope"),
+        (arm("{train: {seed: 9}}"), "arms.dyck.train has 'seed'; seeds have a field"),
+        (arm("{train: {match: epochs}}"), "arms.dyck.train has 'match', which the sweep says"),
+        (THREE_ARMS + "set: {run.root: x}\n", "set has 'run.root', which all rows share"),
+        (THREE_ARMS + "set: {run.devices: 2}\n", r"run.devices is 2 .*\(base.yaml\)"),
+        (THREE_ARMS.replace("data.fraction: [0.1, 1.0]", "match: [steps]"), "Use match=... with"),
+        (THREE_ARMS.replace("data.fraction: [0.1, 1.0]", "run.root: [a]"), "Use run.root=... with"),
+        (THREE_ARMS.replace("data.fraction: [0.1, 1.0]", "arm: [a]"), "one run. Leave it out"),
+        (
+            THREE_ARMS.replace("data.fraction: [0.1, 1.0]", "handoff.trunk: [a, b]"),
+            "which is what makes an arm",
+        ),
+        (arm("{init: mixed, init_params: {seed: 4}}"), "has the key 'seed', which has no place"),
+    ],
+)
+def test_what_would_make_arms_alike_is_refused(tmp_path: Path, sweep: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_of(tmp_path, sweep)
+
+
+def test_a_warmups_devices_count_too(tmp_path: Path) -> None:
+    path = write_recipes(tmp_path, THREE_ARMS)
+    (tmp_path / "warm.yaml").write_text(WARM + "run: {devices: 2}\n")
+    with pytest.raises(ConfigError, match=r"run.devices is 2 .*\(warm.yaml\)"):
+        make_plan(load_config(SweepConfig, path), recipe=path, stages=FAKE)
+
+
+@pytest.mark.parametrize(
+    ("init", "params", "message"),
+    [
+        ("mixed", {"trunk": "nope"}, "There is no trunk 'nope'"),
+        ("expand", {"core": "nope"}, "There is no trunk 'nope'"),
+        ("mimetic", {"alpha_qk": "abc"}, "alpha_qk of 'mimetic' is 'abc'; allowed: a number"),
+        ("mimetic", {"alpha_qk": float("nan")}, "is nan; allowed: a number"),
+        ("mimetic", {"zero_biases": 3}, "zero_biases of 'mimetic' is 3; allowed: true or false"),
+        ("mimetic", {"entries": "x"}, "entries of 'mimetic' is 'x'; allowed: "),
+        ("graft", {"a": "arm:x", "b": "arm:y", "first_blocks": 1.5}, "allowed: a whole number"),
+    ],
+)
+def test_initialisers_are_checked_before_anything_runs(
+    init: str, params: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(VitwarmError, match=message):
+        check_init(init, params)
+
+
+def test_initialisers_take_what_they_take() -> None:
+    assert check_init("mimetic", {"alpha_qk": 1, "zero_biases": True, "entries": "uniform"}) == {}
+    assert check_init("graft", {"a": "arm:x", "b": "arm:y", "first_blocks": 1}) == {}
+
+
+def test_another_trunk_of_that_name_is_another_initialisation(tmp_path: Path) -> None:
+    folder, sweep = tmp_path / "warmed", arm("{init: mixed, init_params: {trunk: %s}}")
+    keys = []
+    for seed in (0, 0, 1):
+        model = build_model("test_vit", seed=seed)
+        save_trunk(folder / "trunk.safetensors", model, {})
+        path = write_recipes(tmp_path, sweep % folder)
+        config = load_config(SweepConfig, path, ["seeds=[0]"])
+        stages = dataclasses.replace(FAKE, check_init=check_init)
+        keys.append(make_plan(config, recipe=path, stages=stages).rows[0].key)
+    assert keys[0] == keys[1] != keys[2]

@@ -19,6 +19,8 @@ from vitwarm.units import BUDGET_WORDS, read_budget
 
 #: The highest number of a field that declares none.
 HIGHEST = 10**9
+#: Of a plain name.
+MOST_LETTERS = 100
 #: Seeds are whole numbers from 0; generators take 63 bits.
 HIGHEST_SEED = 2**63 - 1
 
@@ -193,7 +195,8 @@ def line(default: Any, *, free: bool = False) -> Any:
 
 def plain_name(default: str | None, *, free: bool = False) -> Any:
     """A name that one folder can have, on any system."""
-    words = "of 1 to 100 letters that can name a folder on any system: no / \\ : * ? or quotes"
+    words = f"of 1 to {MOST_LETTERS} letters that can name a folder on any system: "
+    words += "no / \\ : * ? or quotes"
     return ranged(default, Allowed(words, is_plain), free=free)
 
 
@@ -278,7 +281,11 @@ def sbatch_options() -> Any:
 
 def is_plain(value: Any) -> bool:
     """Whether something is text that can name one folder, Windows' included."""
-    if not _is_line(value) or len(value) > 100 or re.search(r'[/\\:*?"<>|]|[. ]$|^ ', value):
+    if (
+        not _is_line(value)
+        or len(value) > MOST_LETTERS
+        or re.search(r'[/\\:*?"<>|]|[. ]$|^ ', value)
+    ):
         return False
     return not re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", value, re.IGNORECASE)
 

@@ -22,6 +22,12 @@ from vitwarm.config.ranges import (
 )
 from vitwarm.config.schema import RunConfig
 
+#: What an initialiser is given beside its parameters.
+_OF_THE_ROW = {
+    **dict.fromkeys(("model", "model_kwargs"), "it makes a trunk of the image model's shape"),
+    "seed": "it takes the run's own",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArmConfig:
@@ -35,13 +41,14 @@ class ArmConfig:
     """What `handoff.trunk` takes, instead of a warm-up."""
     init: str | None = line(None)
     """An initialiser that needs no training: see `vitwarm.inits.INITS`."""
-    init_params: dict[str, Any] = arguments()
+    init_params: dict[str, Any] = arguments(_OF_THE_ROW)
     """Its parameters; those of `expand` where `core` is given."""
     core: str | None = line(None)
     """A trunk that is made as deep and wide as the image model (the initialiser `expand`); or
     `arm:LABEL`, that of another arm's warm-up."""
-    scope: Literal["all", "blocks", "attention", "mlp"] = "all"
-    """What is carried: blocks and final norm, the blocks without it, or one half of each block."""
+    scope: Literal["all", "blocks", "attention", "mlp"] | None = None
+    """What is carried: blocks and final norm, the blocks without it, or one half of each block;
+    none: what the base says."""
     blocks: str | None = some_blocks(None)
     """Which blocks are carried."""
     train: dict[str, Any] = settings()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitwarm.config import ArmConfig, SweepConfig, TrainRun, WarmupRun, value_of
+from vitwarm.config import ArmConfig, RunConfig, SweepConfig, TrainRun, WarmupRun, value_of
 from vitwarm.config.fields import fields_of
 from vitwarm.errors import ConfigError, nearest
 
@@ -87,25 +87,25 @@ def check_sweep(config: SweepConfig, axes: Axes) -> None:
                 f"n_seeds has the fraction {fraction:g}, which no row has. Give one of "
                 f"over.data.fraction ({', '.join(map(str, fractions)) or 'which is not given'})."
             )
-    if config.executor == "local" and config.run.devices * config.run.nodes > 1:
-        raise ConfigError(
-            f"run.devices is {config.run.devices} and run.nodes is {config.run.nodes}; a sweep on "
-            "one machine gives every run one device and starts one run per device. Leave both at "
-            "1, or use executor=slurm."
-        )
-    if "seed" in axes.settings or "seed" in config.set:
-        where = "over" if "seed" in axes.settings else "set"
-        raise ConfigError(f"{where} has 'seed'; seeds have a field of their own: seeds: [0, 1, 2].")
-    for name in config.set:
-        if name in ("name", "extends", "arm", "match"):
-            raise ConfigError(f"set has {name!r}, which the sweep says itself. Leave it out there.")
+    check_devices(config, config.run, "run")
+    if "seed" in axes.settings:
+        raise ConfigError("over has 'seed'; seeds have a field of their own: seeds: [0, 1, 2].")
+    _check_own("set", config.set)
     facts = [*fields_of(TrainRun), *fields_of(WarmupRun)]
     free = {one.name for one in facts if not one.hashed}
     for name in (*axes.warm, *axes.handoff, *axes.settings):
-        if name in free:
+        if name in ("handoff.trunk", "handoff.init"):
             raise ConfigError(
-                f"over has {name!r}, which changes no result: its rows would be one run. "
-                f"Use set.{name}=... with one value."
+                f"over has {name!r}, which is what makes an arm. Give each its own: "
+                "arms: {a: {trunk: A}, b: {trunk: B}}."
+            )
+        if name in free:
+            at_the_top = name in ("name", "match") or name.startswith("run.")
+            place = name if at_the_top else f"set.{name}"
+            remedy = f"Use {place}=... with one value."
+            remedy = "Leave it out." if name in ("arm", "extends") else remedy
+            raise ConfigError(
+                f"over has {name!r}, which changes no result: its rows would be one run. {remedy}"
             )
     if axes.warm and not any(arm.warmup for arm in config.arms.values()):
         raise ConfigError(
@@ -114,6 +114,50 @@ def check_sweep(config: SweepConfig, axes: Axes) -> None:
         )
     for label, arm in config.arms.items():
         _check_arm(config, label, arm)
+
+
+def check_base(config: SweepConfig, base: TrainRun) -> None:
+    """Checks what the base recipe, with `set`, says that is for the arms to say.
+
+    Raises: ConfigError: a trunk, which the default arm would start from too; whole weights beside
+        an arm that carries a trunk; several devices for a run on one machine.
+    """
+    check_devices(config, base.run, config.base)
+    if base.handoff.trunk:
+        raise ConfigError(
+            f"handoff.trunk is {base.handoff.trunk!r} for every arm, so none would be a cold "
+            "start. Give it to an arm: arms.LABEL.trunk=..."
+        )
+    carrying = [name for name, arm in config.arms.items() if arm.warmup or arm.trunk or arm.init]
+    if base.handoff.init and carrying:
+        raise ConfigError(
+            f"handoff.init is {base.handoff.init!r} for every arm, and arms.{carrying[0]} carries "
+            "a trunk; a model starts from one of them. Leave one out."
+        )
+
+
+def check_devices(config: SweepConfig, run: RunConfig, where: str) -> None:
+    """Raises ConfigError if a sweep on one machine would give a run several devices."""
+    if config.executor == "local" and run.devices * run.nodes > 1:
+        raise ConfigError(
+            f"run.devices is {run.devices} and run.nodes is {run.nodes} ({where}); a sweep on "
+            "one machine gives every run one device and starts one run per device. Leave both at "
+            "1, or use executor=slurm."
+        )
+
+
+def _check_own(where: str, fields: Mapping[str, Any]) -> None:
+    """Refuses fields of a run that have a place of their own in a sweep."""
+    for name, _ in _flatten(fields, ""):
+        if name == "seed":
+            what = "; seeds have a field of their own: seeds: [0, 1, 2]."
+        elif name in ("name", "extends", "arm", "match"):
+            what = ", which the sweep says itself. Leave it out there."
+        elif name == "run.root":
+            what = ", which all rows share. Use run.root=... at the top."
+        else:
+            continue
+        raise ConfigError(f"{where} has {name!r}{what}")
 
 
 def _check_single(where: str, arm: ArmConfig) -> list[str]:
@@ -132,11 +176,17 @@ def _check_arm(config: SweepConfig, label: str, arm: ArmConfig) -> None:
     for name, owner in (("set", "warmup"), ("init_params", "init")):
         if getattr(arm, name) and not getattr(arm, owner):
             raise ConfigError(f"{where}.{name} is given without {where}.{owner}; add that field.")
-    if not given and (arm.scope != "all" or arm.blocks is not None):
+    if not given and (arm.scope is not None or arm.blocks is not None):
         raise ConfigError(
             f"{where} has scope {arm.scope!r} and blocks {arm.blocks!r}, but no trunk to carry. "
             "Give it a warmup, a trunk or an init."
         )
+    _check_own(f"{where}.train", arm.train)
+    for name in ("trunk", "scope", "blocks"):
+        if f"handoff.{name}" in dict(_flatten(arm.train, "")):
+            raise ConfigError(
+                f"{where}.train has 'handoff.{name}'; an arm has a field for it: {where}.{name}."
+            )
     if arm.set.get("seed") is not None and config.warmup_seeds == "paired":
         raise ConfigError(
             f"{where}.set has a seed, but warmup_seeds is 'paired': every run's warm-up takes the "

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,17 +28,23 @@ from vitwarm.config import (
     with_overrides,
 )
 from vitwarm.errors import ConfigError
-from vitwarm.files import sha256_of
 from vitwarm.records import Record
-from vitwarm.sweep.checks import check_sweep, spell_out, split_axes
-from vitwarm.sweep.rows import ArmKind, InitConfig, Plan, Row, home_of, make_key, set_fields
+from vitwarm.sweep.checks import check_base, check_devices, check_sweep, spell_out, split_axes
+from vitwarm.sweep.rows import (
+    ARM_PREFIX,
+    ArmKind,
+    InitConfig,
+    Plan,
+    Row,
+    home_of,
+    make_key,
+    make_label,
+    set_fields,
+)
 from vitwarm.sweep.stages import REAL, Stages, WarmupFacts
 from vitwarm.units import to_steps
 
 T = TypeVar("T")
-
-#: Prefix in `init_params` that stands for the trunk of another arm's warm-up.
-ARM_PREFIX = "arm:"
 
 
 def make_plan(config: SweepConfig, *, recipe: Path | None = None, stages: Stages = REAL) -> Plan:
@@ -87,6 +93,7 @@ class _Planner:
         self.inits: dict[str, Row] = {}
         self.trainings: list[Row] = []
         self.known: dict[str, Any] = {}
+        self.labels: dict[str, str] = {}
         self.axes = split_axes(config)
 
     def make(self) -> Plan:
@@ -97,8 +104,9 @@ class _Planner:
         if config.match == "epochs" and base.train.steps is not None:
             raise ConfigError(
                 f"match is 'epochs', but train.steps is {base.train.steps} in {config.base}; "
-                "steps replace epochs. Set train.steps=null, or match=steps."
+                "steps replace epochs. Use set.train.steps=null, or match=steps."
             )
+        check_base(config, base)
         for setting, size in itertools.product(_grid(self.axes.settings), _grid(self.axes.sizes)):
             fraction = float(size.get("data.fraction", base.data.fraction))
             for seed in config.seeds[: config.n_seeds.get(fraction)]:
@@ -114,18 +122,28 @@ class _Planner:
         size: dict[str, Any], seed: int,
     ) -> None:  # fmt: skip
         source = self.config.arms[arm.extra_samples_of] if arm.extra_samples_of else arm
-        warm_grid = list(_grid(self.axes.warm)) if source.warmup else [{}]
+        # What an arm says itself is no axis of it: it would be named by a value that it has not.
+        own_handoff = {**arm.train, **_carried(arm)}
+        warm_grid = list(_grid(self.axes.warm, source.set)) if source.warmup else [{}]
         if arm.extra_samples_of:
             warm_grid = self._distinct_samples(source, warm_grid, seed)
         carries = bool(arm.warmup or arm.trunk or arm.init)
         for warm, handoff in itertools.product(
-            warm_grid, _grid(self.axes.handoff) if carries else [{}]
+            warm_grid, _grid(self.axes.handoff, own_handoff) if carries else [{}]
         ):
-            # The arm's own fields come last: what it was given by name is not overridden.
             own = {**setting, **size, **handoff, **arm.train}
             config = set_fields(self._override(base, own), {"seed": seed})
             named = {**warm, **handoff} if arm.warmup or len(warm_grid) > 1 else handoff
-            self._add_training(config, _label(label, named), arm, source, warm, setting)
+            self._add_training(config, self._label(label, named), arm, source, warm, setting)
+
+    def _label(self, label: str, fields: dict[str, Any]) -> str:
+        name, meant = make_label(label, fields), f"{label} with {fields}"
+        if self.labels.setdefault(name, meant) != meant:
+            raise ConfigError(
+                f"over gives two arms the label {name!r}: {self.labels[name]} and {meant}. "
+                "Make arms with names of their own of them."
+            )
+        return name
 
     def _distinct_samples(
         self, source: ArmConfig, grid: list[dict[str, Any]], seed: int
@@ -142,9 +160,7 @@ class _Planner:
         warm: dict[str, Any], setting: dict[str, Any],
     ) -> None:  # fmt: skip
         n_images, steps = self._size(config, name)
-        changes: dict[str, Any] = {"arm": name}
-        changes |= {"handoff.scope": arm.scope} if arm.scope != "all" else {}
-        changes |= {"handoff.blocks": arm.blocks} if arm.blocks is not None else {}
+        changes: dict[str, Any] = {"arm": name, **_carried(arm)}
         changes |= {"handoff.trunk": arm.trunk} if arm.trunk else {}
         if self.config.match == "steps" or arm.extra_samples_of:
             changes["train.steps"] = steps
@@ -214,6 +230,7 @@ class _Planner:
 
         config = self._once(load, "warm-up", name, fields)
         config = dataclasses.replace(config, run=_merge_run(config.run, self.config.run))
+        check_devices(self.config, config.run, name)
         if self.config.warmup_seeds == "paired":
             config = dataclasses.replace(config, seed=seed)
         return config
@@ -259,12 +276,9 @@ class _Planner:
                 needs.append(row.key)
                 params[param] = f"{row.folder}/trunk.safetensors"
         model_kwargs = dict(train.train.model_kwargs)
-        contents = {
-            name: sha256_of(Path(value))
-            for name, value in arm.init_params.items()
-            if isinstance(value, str) and Path(value).is_file()
-        }
-        made_of = {**arm.init_params, **contents}  # another file of that name makes another trunk
+        init, given = arm.init, dict(arm.init_params)
+        contents = self._once(lambda: self.stages.check_init(init, given), init, given)
+        made_of = {**given, **contents}  # another trunk of that name makes another trunk
         facts = [arm.init, made_of, needs, train.train.model, model_kwargs, train.seed]
         key = make_key("init", *facts)
         path = self.home / "inits" / f"{arm.init}-seed{train.seed}-{key[-8:]}.safetensors"
@@ -272,8 +286,7 @@ class _Planner:
             name=arm.init, path=str(path), model=train.train.model, model_kwargs=model_kwargs,
             seed=train.seed, params=params,
         )  # fmt: skip
-        if (old := self.inits.get(key)) is None:
-            self.stages.check_init(config)
+        old = self.inits.get(key)
         arms = dict.fromkeys([*(old.arms if old else ()), name])
         self.inits[key] = Row(
             key=key, kind="init", config=config, needs=tuple(needs), seed=train.seed,
@@ -315,15 +328,16 @@ def _arm_kind(arm: ArmConfig) -> ArmKind:
     return "init" if arm.init else "cold"
 
 
-def _grid(axes: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+def _carried(arm: ArmConfig) -> dict[str, Any]:
+    """Which part of its trunk an arm says that it carries."""
+    said = {"handoff.scope": arm.scope, "handoff.blocks": arm.blocks}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _grid(
+    axes: dict[str, list[Any]], said: Mapping[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Every combination of the axes but those in `said`."""
+    axes = {name: values for name, values in axes.items() if name not in (said or {})}
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
-
-
-def _label(label: str, fields: dict[str, Any]) -> str:
-    """`dyck, n_kinds=16`: an arm and what `over` changed about it."""
-    words = [
-        f"{name.split('.')[-1]}={json.dumps(value) if isinstance(value, dict | list) else value}"
-        for name, value in fields.items()
-    ]
-    return ", ".join([label, *words])

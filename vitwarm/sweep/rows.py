@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 from vitwarm.config import SweepConfig, TrainRun, WarmupRun, to_plain
+from vitwarm.config.ranges import MOST_LETTERS
 from vitwarm.errors import ConfigError, RunError
 from vitwarm.files import write_text
 from vitwarm.records import Record, lock_holder, read_json
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["warmup", "init", "train"]
 ArmKind = Literal["cold", "init", "warm", "longer"]
+
+#: Prefix in an initialiser's parameters that stands for the trunk of another arm's warm-up.
+ARM_PREFIX = "arm:"
 
 RunT = TypeVar("RunT", bound="DataclassInstance")
 
@@ -145,6 +150,27 @@ def make_key(kind: Kind, *facts: Any) -> str:
     """Returns a row's key: its kind and twelve hex digits of what it computes."""
     text = json.dumps(facts, sort_keys=True, default=str)
     return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def make_label(label: str, fields: Mapping[str, Any]) -> str:
+    """Returns an arm's label with what `over` changed about it, a plain name: `dyck, n_kinds=16`.
+
+    Letters that no name of a folder may have become a dash (`|` a plus); what is too long ends in
+    eight digits.
+    """
+    words = [f"{name.split('.')[-1]}={_say(value)}" for name, value in fields.items()]
+    text = ", ".join([label, *words])
+    plain = re.sub(r'[/\\:*?"<>]', "-", text.replace("|", "+")).rstrip(". ")
+    if len(plain) > MOST_LETTERS:
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        plain = f"{plain[: MOST_LETTERS - 9]} {digest}"
+    return plain
+
+
+def _say(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key} {_say(one)}" for key, one in value.items())
+    return json.dumps(value) if isinstance(value, list) else str(value)
 
 
 def save_plan(plan: Plan) -> Path:

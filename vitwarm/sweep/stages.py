@@ -7,6 +7,7 @@ call, and a test can put quick ones in their place.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 
 from vitwarm.config import SweepConfig, TrainRun, WarmupRun
 from vitwarm.errors import ConfigError
-from vitwarm.sweep.rows import Config, InitConfig
+from vitwarm.sweep.rows import ARM_PREFIX, Config
 from vitwarm.sweep.worker import run_row
 
 if TYPE_CHECKING:
@@ -85,20 +86,44 @@ def _on_cpu(config: ConfigT, **changes: Any) -> ConfigT:
     return dataclasses.replace(config, run=run)
 
 
-def check_init(config: InitConfig) -> None:
-    """Raises ConfigError if there is no such initialiser, or it does not take a parameter."""
-    from vitwarm.inits import INITS, check_params
+def check_init(init: str, params: dict[str, Any]) -> dict[str, str]:
+    """Checks an initialiser's parameters before anything has run.
 
-    same = {"model": config.model, "model_kwargs": config.model_kwargs, "seed": config.seed}
-    check_params(config.name, **same, **config.params)
-    for name, hint in get_type_hints(INITS[config.name]).items():
-        parts = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
-        words = [word for part in parts for word in get_args(part)]
-        if words and config.params.get(name) not in (None, *words):
-            raise ConfigError(
-                f"init_params.{name} of {config.name!r} is {config.params[name]!r}; allowed are "
-                f"{', '.join(words)}."
-            )
+    Returns: parameter -> sha256 of the tensors, for parameters that name a trunk that exists.
+    Raises: ConfigError: no such initialiser or parameter, or a value that it does not take;
+        TrunkError: no such trunk.
+    """
+    from vitwarm.inits import INITS, check_params
+    from vitwarm.trunk import Trunk, load_trunk
+
+    check_params(init, model="", model_kwargs={}, seed=0, **params)
+    contents = {}
+    for name, hint in get_type_hints(INITS[init]).items():
+        value, parts = params.get(name), [hint, *get_args(hint)]
+        if value is None:
+            continue
+        words = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
+        if Trunk in parts:
+            if not str(value).startswith(ARM_PREFIX):
+                contents[name] = load_trunk(value).sha256
+        elif words and value not in words:
+            raise ConfigError(_refuse_param(init, name, value, ", ".join(map(str, words))))
+        elif not words and {float, int, bool} & {*parts} and not _holds(value, parts):
+            what = "true or false" if bool in parts else "a whole number"
+            what = "a number" if float in parts else what
+            raise ConfigError(_refuse_param(init, name, value, what))
+    return contents
+
+
+def _holds(value: Any, parts: list[Any]) -> bool:
+    """Whether a value is of one of the types, and finite; a whole number is a number too."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return type(value) in parts
+    return math.isfinite(value) and (float in parts or type(value) in parts)
+
+
+def _refuse_param(init: str, name: str, value: Any, allowed: str) -> str:
+    return f"init_params.{name} of {init!r} is {value!r}; allowed: {allowed}."
 
 
 def check_trunk(label: str, warm: WarmupRun, train: TrainRun) -> None:
@@ -158,7 +183,7 @@ class Stages:
     plan_warmup: Callable[[WarmupRun], WarmupFacts] = plan_warmup
     count_images: Callable[[TrainRun], int] = count_images
     find_training: Callable[[TrainRun], Path] = find_training
-    check_init: Callable[[InitConfig], None] = check_init
+    check_init: Callable[[str, dict[str, Any]], dict[str, str]] = check_init
     check_trunk: Callable[[str, WarmupRun, TrainRun], None] = check_trunk
     check_start: Callable[[str, TrainRun], None] = check_start
     run_row: Callable[[Config], None] = run_row

@@ -13,7 +13,6 @@ from torch import nn
 
 from vitwarm.errors import RunError
 
-
 #: What an export is replaced with; a hand-off's audit lies beside it.
 _OF_AN_EXPORT = {"config.json", "model.safetensors", "audit.json"}
 
