@@ -64,7 +64,7 @@ def _run_warmup(config: WarmupRun) -> None:
         "stage": "warmup", "seed": config.seed, "steps": facts.steps,
         "warmup_samples": facts.samples, "hidden_accuracy_percent": 96.0 if learned else 13.0,
         "chance_percent": 12.5, "verdict": "learned" if learned else "not learned",
-        "rule": {"name": config.rule.name, "params": {}},
+        "rule": {"name": config.rule.name, "params": {}}, "trunk_sha256": config_hash(config),
     }  # fmt: skip
     facts.folder.mkdir(parents=True, exist_ok=True)
     (facts.folder / "trunk.safetensors").write_text(config_hash(config))

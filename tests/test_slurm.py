@@ -511,3 +511,12 @@ def test_one_task_is_no_two_processes(slurm: Cluster, tmp_path: Path) -> None:
     assert "run.devices x run.nodes is 2 x 1, but srun started 1 process (" in said
     assert "Traceback" not in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_blanks_in_paths_and_names_are_kept(slurm: Cluster, tmp_path: Path) -> None:
+    words = "name=two words", "sbatch.comment=to be seen"
+    sweep = Sweep(slurm, tmp_path / "my folder", "", *words)
+    row = sweep.row("train", "default")
+    sweep.wait_end(row)
+    assert sweep.state(row) == ("finished", "")
+    assert "Comment=to be seen\n" in slurm.run("scontrol", "show", "job", sweep.job(row))

@@ -156,6 +156,51 @@ def test_a_failed_warmup_is_not_handed_off_unless_told(tmp_path: Path) -> None:
     assert {d.row.arms[0] for d in told.done if not d.before} == {"shuffled"}
 
 
+MADE = """
+base: base.yaml
+match: steps
+warmup_seeds: shared
+arms:
+  dyck: {warmup: warm.yaml}
+  shrunk: {init: mixed, init_params: {trunk: "arm:dyck"}}
+seeds: [0]
+run: {device: cpu}
+slots: 1
+"""
+
+
+def test_what_is_made_of_a_failed_warmup_is_refused_too(tmp_path: Path) -> None:
+    sweep = MADE.replace(
+        "{warmup: warm.yaml}", '{warmup: warm.yaml, set: {rule.name: "shuffled:x"}}'
+    )
+    refused, _ = sweep_of(tmp_path, sweep)
+    assert {d.row.arms[0] for d in refused.failed} == {"dyck", "shrunk"}
+    assert {d.state for d in refused.failed} == {"refused"}
+    config, path = config_of(tmp_path, sweep)
+    text = show_plan(config, recipe=path, stages=FAKE)
+    assert "3 have their result" in text  # the warm-up, what was made of it, the cold start
+    assert text.count("1 done") == 1
+    assert text.count("refused: its warm-up learned nothing") == 2
+    told, _ = sweep_of(tmp_path, sweep, "arms.shrunk.train.handoff.allow_failed=true")
+    assert {d.row.arms[0] for d in told.failed} == {"dyck"}
+
+
+def test_what_is_made_of_a_warmup_is_made_again_of_another(tmp_path: Path) -> None:
+    sweep_of(tmp_path, MADE)
+    (trunk,) = (tmp_path / "runs").glob("*/trunk.safetensors")
+    (first,) = (tmp_path / "runs").glob("sweeps/*/inits/*.safetensors")
+    again, _ = sweep_of(tmp_path, MADE)
+    assert all(d.before for d in again.done)
+    record = json.loads((trunk.parent / "record.json").read_text())  # as `warmup --fresh` does
+    (trunk.parent / "record.json").write_text(json.dumps({**record, "trunk_sha256": "5" * 64}))
+    other, _ = sweep_of(tmp_path, MADE)
+    (made,) = (d for d in other.done if d.row.kind == "init")
+    assert not made.before
+    assert made.folder != first
+    assert made.folder is not None
+    assert made.folder.is_file()
+
+
 def test_sweeps_share_the_runs_that_are_equal(tmp_path: Path) -> None:
     sweep_of(tmp_path, CONTROL)
     other, _ = sweep_of(tmp_path, SWEEP, "name=other", "over.data.fraction=[1.0]", "seeds=[0]")

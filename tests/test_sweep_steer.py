@@ -114,6 +114,10 @@ def test_only_what_failed_is_run_again(tmp_path: Path) -> None:
     write_state(plan, again.done[0].row.key, "unfinished", folder=again.done[0].folder)
     none = run_sweep(config, recipe=path, stages=FAKE, say=lambda _: None, only_failed=True)
     assert none.done == []
+    write_state(plan, again.done[0].row.key, "failed", folder=again.done[0].folder)
+    config, path = config_of(tmp_path, FAILS, "set.train.epochs=9")
+    with pytest.raises(ConfigError, match=r"1 row failed, and this recipe.* has none of them"):
+        run_sweep(config, recipe=path, stages=FAKE, say=lambda _: None, only_failed=True)
 
 
 def test_only_the_sweeps_own_process_is_signalled(tmp_path: Path) -> None:
@@ -455,3 +459,18 @@ def test_a_real_sweep_is_told_and_steered(in_folder: Path) -> None:
     assert read_status(HOME).run_by == []
     assert say("--watch")[0] == 1
     assert "running" not in read_status(HOME).counts
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--plan", "p", "--row", "k", "--dry-run"], "nothing else goes with them"),
+        (["--plan", "p", "--row", "k", "train.lr=99"], "nothing else goes with them"),
+        (["--config", "quickstart", "--json"], "--json is given without --status"),
+    ],
+)
+def test_no_word_is_ignored(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", *words]) == 2
+    assert message in capsys.readouterr().err

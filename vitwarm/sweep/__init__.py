@@ -87,8 +87,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs (or plans) the sweep, and lists at the end what failed."""
+    others = ("config", "overrides", "dry_run", "status", "watch", "cancel", "retry_failed", "json")
     if args.plan or args.row:
+        if any(getattr(args, name) for name in others):
+            raise ConfigError(
+                "--plan and --row run one row as it was planned; nothing else goes with them."
+            )
         return _run_alone(args.plan, args.row)
+    if args.json and not args.status:
+        raise ConfigError("--json is given without --status, whose output it is. Add --status.")
     if not args.config and args.overrides and "=" not in args.overrides[0]:
         args.config = args.overrides.pop(0)  # `vitwarm sweep --status FILE`
     if not args.config:
@@ -129,7 +136,8 @@ def _tell(result: SweepResult, command: str) -> int:
         print(f"{command} --status")
     else:
         print(f"{n_done} of {of} have their result. Next:")
-        print(f"vitwarm report {result.folder} --out {result.folder / 'report'}")
+        out = str(result.folder / "report")
+        print(shlex.join(["vitwarm", "report", str(result.folder), "--out", out]))
     return result.exit_code
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from vitwarm.config import RunConfig, TrainRun
 from vitwarm.errors import Stopped, VitwarmError
 from vitwarm.interrupts import Interrupts
-from vitwarm.records import RunFolder, lock_folder, lock_holder
+from vitwarm.records import Record, RunFolder, lock_folder, lock_holder
 from vitwarm.sweep.plan import resolve
 from vitwarm.sweep.rows import (
     Config,
@@ -162,11 +162,19 @@ class Board:
 
     def _ready(self, row: Row) -> Row | Done:
         config, trunk = row.config, None
+        needed = [self.done[key].record for key in row.needs]
+        if isinstance(config, InitConfig) and row.folder and needed:
+            # Named by what it is made of: a warm-up run again makes another trunk.
+            stems = [row.folder.stem, *((r.trunk_sha256 or "")[:8] for r in needed if r)]
+            path = row.folder.with_stem("-".join(stems))
+            config = dataclasses.replace(config, path=str(path))
+            return dataclasses.replace(row, config=config, folder=path)
         if not isinstance(config, TrainRun):
             return row
         if row.trunk_of:
             made = self.done[row.trunk_of]
-            if refusal := _refusal(row, config, made):
+            warmed = [made.record, *(self.done[key].record for key in made.row.needs)]
+            if refusal := _refusal(row, config, warmed):
                 return Done(row, "refused", refusal)
             trunk = made.folder
             if trunk is not None and made.row.kind == "warmup":
@@ -176,11 +184,12 @@ class Board:
         return dataclasses.replace(row, config=config, folder=self.stages.find_training(config))
 
 
-def _refusal(row: Row, config: TrainRun, made: Done) -> str:
+def _refusal(row: Row, config: TrainRun, warmed: list[Record | None]) -> str:
     """Why a trunk is not handed off unasked, if it is not: a failed warm-up is worse than none."""
-    record = made.record
-    if record is None or record.verdict != "not learned" or config.handoff.allow_failed:
+    failed = [record for record in warmed if record and record.verdict == "not learned"]
+    if not failed or config.handoff.allow_failed:
         return ""
+    record = failed[0]
     chance = max(record.chance_percent or 0.0, record.order_blind_percent or 0.0)
     return (
         f"its warm-up learned nothing (held-out accuracy {record.hidden_accuracy_percent or 0:.1f} "

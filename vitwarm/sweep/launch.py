@@ -235,7 +235,7 @@ def _write_script(
         **given,
     }
     lines = [
-        f"#SBATCH --{name}" + ("" if value is None or value is True else f"={value}")
+        f"#SBATCH --{name}" + ("" if value is None or value is True else f"={_quoted(value)}")
         for name, value in options.items()
         if value is not False
     ]
@@ -253,3 +253,9 @@ def _write_script(
     write_text(script, text)
     script.chmod(0o755)
     return script
+
+
+def _quoted(value: object) -> str:
+    """A value in a line of #SBATCH, where blanks end it and quotes keep them."""
+    text = str(value)
+    return f'"{text}"' if re.search(r"\s", text) and '"' not in text else text

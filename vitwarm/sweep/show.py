@@ -29,7 +29,7 @@ def describe_plan(plan: Plan, config: SweepConfig, settled: list[Done], left: li
     Args:
         settled, left: the rows that have a result or can have none, and the others.
     """
-    waiting = {row.key for row in left}
+    finished = {done.row.key for done in settled if done.state == "finished"}
     warmups, inits, trainings = (
         [row for row in plan.rows if row.kind == kind] for kind in ("warmup", "init", "train")
     )
@@ -41,24 +41,28 @@ def describe_plan(plan: Plan, config: SweepConfig, settled: list[Done], left: li
         f"seeds {', '.join(map(str, config.seeds))}",
         f"rows      {len(plan.rows)}: {count_of(len(warmups), 'warm-up')}, {made}"
         f"{count_of(len(trainings), 'image training')}; "
-        f"{len(plan.rows) - len(left)} have their result",
+        f"{len(finished)} have their result",
     ]
     for row in warmups:
-        state = "" if row.key in waiting else "  (done)"
+        state = "  (done)" if row.key in finished else ""
         lines.append(
             f"  {describe_row(row)}: {count_of(row.steps or 0, 'step')}, {row.samples:,} sequences"
             f", {row.tokens or 0:,} tokens{state}"
         )
-    lines += [f"  {describe_row(r)}{'' if r.key in waiting else '  (done)'}" for r in inits]
-    lines += _training_lines(plan, trainings, waiting)
-    lines += [f"  ! {describe_row(d.row)}: {d.reason}" for d in settled if d.state == "refused"]
+    lines += [f"  {describe_row(r)}{'  (done)' if r.key in finished else ''}" for r in inits]
+    lines += _training_lines(plan, trainings, finished)
+    lines += [
+        f"  ! {describe_row(one.row)} {one.state}: {one.reason}"
+        for one in settled
+        if one.row.key not in finished
+    ]
     images, sequences = (sum(row.samples for row in rows) for rows in (trainings, warmups))
     lines.append(f"total     {sequences:,} sequences of warm-up, {images:,} images seen")
     lines.append(f"estimate  {_estimate(plan, left)}")
     return "\n".join(lines)
 
 
-def _training_lines(plan: Plan, trainings: list[Row], waiting: set[str]) -> list[str]:
+def _training_lines(plan: Plan, trainings: list[Row], finished: set[str]) -> list[str]:
     cells: dict[tuple[str, str, int], list[Row]] = {}
     for row in trainings:
         cells.setdefault((row.arms[0], str(row.setting), row.n_images or 0), []).append(row)
@@ -66,7 +70,7 @@ def _training_lines(plan: Plan, trainings: list[Row], waiting: set[str]) -> list
     lines = []
     for (arm, _, n_images), rows in cells.items():
         setting = "".join(f" {name}={value}" for name, value in rows[0].setting.items())
-        n_done = sum(row.key not in waiting for row in rows)
+        n_done = sum(row.key in finished for row in rows)
         done = f", {n_done} done" if n_done else ""
         each = f"{count_of(rows[0].steps or 0, 'step')}, {rows[0].samples:,} images seen"
         lines.append(

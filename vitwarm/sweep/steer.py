@@ -117,8 +117,17 @@ def _holds(pid: int, lock: Path) -> bool:
 
 
 def pick_failed(plan: Plan) -> list[Row]:
-    """Returns the rows that failed, and those that they need, in the plan's order."""
+    """Returns the rows that failed, and those that they need, in the plan's order.
+
+    Raises: ConfigError: rows failed, and the recipe has none of them any more.
+    """
     wanted = {row.key for row in read_status(plan.home).rows if row.state == "failed"}
+    if wanted and not wanted & {row.key for row in plan.rows}:
+        raise ConfigError(
+            f"{count_of(len(wanted), 'row')} failed, and this recipe, with these overrides, has "
+            "none of them any more. Run the sweep without --retry-failed: it runs what has no "
+            "result."
+        )
     for row in reversed(plan.rows):  # what is needed stands before
         if row.key in wanted:
             wanted |= {*row.needs}
