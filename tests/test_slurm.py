@@ -519,4 +519,4 @@ def test_blanks_in_paths_and_names_are_kept(slurm: Cluster, tmp_path: Path) -> N
     row = sweep.row("train", "default")
     sweep.wait_end(row)
     assert sweep.state(row) == ("finished", "")
-    assert "Comment=to be seen\n" in slurm.run("scontrol", "show", "job", sweep.job(row))
+    assert "Comment=to be seen" in slurm.run("scontrol", "show", "job", sweep.job(row))
