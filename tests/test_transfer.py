@@ -115,7 +115,12 @@ def test_the_trend_is_of_the_same_seeds(short: list[float], long: list[float], s
     ("words", "said"),
     [
         (["--minutes", "0"], "--minutes is 0; give the time"),
+        (["--minutes", "inf"], "--minutes is inf; give the time"),
         (["--seeds", "2"], "an interval needs at least 3 paired seeds"),
+        *(
+            ([f"{name}=1"], f"{name} is given, which follows from")
+            for name in ("train.steps", "data.fraction", "seeds", "match", "arms.x.trunk", "over.a")
+        ),
     ],
 )
 def test_mistakes_get_a_sentence(

@@ -38,6 +38,12 @@ MOST_PASSES = 64
 PLANNED = 0.85
 #: The short training is this many times shorter than the long one.
 SHORTER = 4
+#: What the command itself says, from its arguments and its pilot.
+_CHOSEN = frozenset(
+    {"train.steps", "train.epochs", "data.fraction", "data.image_list", "data.train", "data.val",
+     "train.model", "handoff.trunk", "handoff.init", "arms", "base", "extends", "match", "n_seeds",
+     "name", "over", "run.root", "seed", "seeds", "set", "warmup_seeds"}
+)  # fmt: skip
 #: Fields of a recipe that --like takes: how images are altered and fitting is held back.
 AUGMENTATION = (
     "aa", "bce_loss", "color_jitter", "crop_pct", "cutmix", "drop_path", "hflip", "interpolation",
@@ -78,10 +84,16 @@ def run(args: argparse.Namespace) -> int:
     from vitwarm.sweep import run_sweep
     from vitwarm.sweep.worker import find_slots
 
-    if not args.minutes > 0:
+    if not 0 < args.minutes < math.inf:
         raise ConfigError(f"--minutes is {args.minutes:g}; give the time it may take, such as 30.")
     if args.seeds < 3:
         raise ConfigError(f"--seeds is {args.seeds}; an interval needs at least 3 paired seeds.")
+    for name in (word.split("=")[0] for word in args.overrides):
+        if name in _CHOSEN or name.split(".")[0] in _CHOSEN:
+            raise ConfigError(
+                f"{name} is given, which follows from this command's own arguments (--minutes, "
+                "--seeds, --data, --val, --out). Use `vitwarm sweep` for an experiment of your own."
+            )
     began = time.monotonic()
     base = _sweep(args, [PILOT_STEPS])
     _check_data(base)
