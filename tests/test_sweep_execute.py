@@ -156,17 +156,19 @@ def test_a_failed_warmup_is_not_handed_off_unless_told(tmp_path: Path) -> None:
     assert {d.row.arms[0] for d in told.done if not d.before} == {"shuffled"}
 
 
-MADE = """
-base: base.yaml
-match: steps
-warmup_seeds: shared
-arms:
-  dyck: {warmup: warm.yaml}
-  shrunk: {init: mixed, init_params: {trunk: "arm:dyck"}}
+END_OF_MADE = """
 seeds: [0]
 run: {device: cpu}
 slots: 1
 """
+MADE = f"""
+base: base.yaml
+match: steps
+warmup_seeds: shared
+arms:
+  dyck: {{warmup: warm.yaml}}
+  shrunk: {{init: mixed, init_params: {{trunk: "arm:dyck"}}}}
+{END_OF_MADE}"""
 
 
 def test_what_is_made_of_a_failed_warmup_is_refused_too(tmp_path: Path) -> None:
@@ -183,6 +185,13 @@ def test_what_is_made_of_a_failed_warmup_is_refused_too(tmp_path: Path) -> None:
     assert text.count("refused: its warm-up learned nothing") == 2
     told, _ = sweep_of(tmp_path, sweep, "arms.shrunk.train.handoff.allow_failed=true")
     assert {d.row.arms[0] for d in told.failed} == {"dyck"}
+
+
+def test_arms_that_are_one_run_are_named_by_the_report(tmp_path: Path) -> None:
+    twice = "{warmup: warm.yaml, set: {rule.params.n_kinds: 8}}"  # the recipe has 8 already
+    result, _ = sweep_of(tmp_path, MADE.split("  shrunk:")[0] + f"  same: {twice}\n{END_OF_MADE}")
+    (problem,) = [p for p in analyse(gather([result.folder])[0]).problems if "same runs" in p]
+    assert problem.startswith("The arms dyck and same are the same runs")
 
 
 def test_what_is_made_of_a_warmup_is_made_again_of_another(tmp_path: Path) -> None:

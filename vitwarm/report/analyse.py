@@ -47,6 +47,7 @@ def analyse(section: Section) -> Analysis:
     cells = [cell for arm in arms for size in sizes if (cell := _cell(arm, size, trials, problems))]
     if section.compared:
         _check_comparable(records, problems)
+        _check_apart(compared, problems)
     cold = [arm.label for arm in arms if arm.kind == "cold"]
     reference = "default" if "default" in cold else next(iter(cold), None)
     matched = _matched_images(cells, done, reference)
@@ -291,6 +292,19 @@ def _check_comparable(records: list[Record], problems: list[str]) -> None:
     if unread:
         what = "image did not decode and was" if unread == 1 else "images did not decode and were"
         problems.append(f"{unread:,} {what} replaced, over all runs.")
+
+
+def _check_apart(trials: list[Trial], problems: list[str]) -> None:
+    """Two arms of equal configs share their runs, and differ by nothing whatever was meant."""
+    arms: dict[str, list[str]] = defaultdict(list)
+    for trial in trials:
+        if trial.folder and trial.arm not in arms[trial.folder]:
+            arms[trial.folder].append(trial.arm)
+    for shared in sorted({tuple(labels) for labels in arms.values() if len(labels) > 1}):
+        problems.append(
+            f"The arms {' and '.join(shared)} are the same runs: their configs do not differ, so "
+            "a difference of zero between them says nothing."
+        )
 
 
 def _one(values: Iterable[T | None]) -> T | None:

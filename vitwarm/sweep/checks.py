@@ -7,7 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitwarm.config import ArmConfig, RunConfig, SweepConfig, TrainRun, WarmupRun, value_of
+from vitwarm.config import (
+    ArmConfig,
+    RunConfig,
+    SweepConfig,
+    TrainRun,
+    WarmupRun,
+    value_of,
+)
 from vitwarm.config.fields import fields_of
 from vitwarm.errors import ConfigError, nearest
 

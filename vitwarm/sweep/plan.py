@@ -29,7 +29,7 @@ from vitwarm.config import (
 )
 from vitwarm.errors import ConfigError
 from vitwarm.records import Record
-from vitwarm.sweep.checks import check_base, check_devices, check_sweep, spell_out, split_axes
+from vitwarm.sweep import checks
 from vitwarm.sweep.rows import (
     ARM_PREFIX,
     ArmKind,
@@ -56,7 +56,7 @@ def make_plan(config: SweepConfig, *, recipe: Path | None = None, stages: Stages
     Raises: ConfigError: fields that contradict each other or do not exist; and what the other
         stages refuse (an unknown rule, missing shards) before anything has run.
     """
-    return _Planner(spell_out(config), recipe, stages).make()
+    return _Planner(checks.spell_out(config), recipe, stages).make()
 
 
 def resolve(config: TrainRun, *, trunk: Path | None, warm: Record | None) -> TrainRun:
@@ -94,11 +94,11 @@ class _Planner:
         self.trainings: list[Row] = []
         self.known: dict[str, Any] = {}
         self.labels: dict[str, str] = {}
-        self.axes = split_axes(config)
+        self.axes = checks.split_axes(config)
 
     def make(self) -> Plan:
         config = self.config
-        check_sweep(config, self.axes)
+        checks.check_sweep(config, self.axes)
         base = load_config(TrainRun, self._find(config.base), fields=config.set)
         base = dataclasses.replace(base, match=config.match, run=_merge_run(base.run, config.run))
         if config.match == "epochs" and base.train.steps is not None:
@@ -106,7 +106,7 @@ class _Planner:
                 f"match is 'epochs', but train.steps is {base.train.steps} in {config.base}; "
                 "steps replace epochs. Use set.train.steps=null, or match=steps."
             )
-        check_base(config, base)
+        checks.check_base(config, base)
         for setting, size in itertools.product(_grid(self.axes.settings), _grid(self.axes.sizes)):
             fraction = float(size.get("data.fraction", base.data.fraction))
             for seed in config.seeds[: config.n_seeds.get(fraction)]:
@@ -230,7 +230,7 @@ class _Planner:
 
         config = self._once(load, "warm-up", name, fields)
         config = dataclasses.replace(config, run=_merge_run(config.run, self.config.run))
-        check_devices(self.config, config.run, name)
+        checks.check_devices(self.config, config.run, name)
         if self.config.warmup_seeds == "paired":
             config = dataclasses.replace(config, seed=seed)
         return config
