@@ -18,7 +18,6 @@ from vitwarm.errors import ConfigError, HandoffError, ModelError
 from vitwarm.handoff import attach
 from vitwarm.inits import make_init, write_init
 from vitwarm.sweep.checks import spell_out
-from vitwarm.sweep.rows import InitConfig
 from vitwarm.sweep.stages import check_init
 from vitwarm.trunk import Trunk, build_model, load_trunk, save_trunk
 
@@ -350,11 +349,9 @@ def test_a_core_without_its_last_norm_leaves_that_fresh(core: Trunk, tmp_path: P
 def test_a_choice_that_there_is_not_is_refused_before_anything_runs(
     name: str, word: str, says: str
 ) -> None:
-    config = InitConfig(name="expand", path="x", model=VIT, model_kwargs={}, seed=0,
-                        params={"core": "x", name: word})  # fmt: skip
     with pytest.raises(ConfigError, match=rf"init_params\.{name} of 'expand' is '{word}'.*{says}"):
-        check_init(config)
-    check_init(dataclasses.replace(config, params={"core": "x"}))
+        check_init("expand", {"core": "arm:x", name: word})
+    check_init("expand", {"core": "arm:x"})
 
 
 def test_an_arm_of_a_core_is_an_initialiser() -> None:

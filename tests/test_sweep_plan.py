@@ -521,11 +521,11 @@ def test_a_warmups_devices_count_too(tmp_path: Path) -> None:
     [
         ("mixed", {"trunk": "nope"}, "There is no trunk 'nope'"),
         ("expand", {"core": "nope"}, "There is no trunk 'nope'"),
-        ("mimetic", {"alpha_qk": "abc"}, "alpha_qk of 'mimetic' is 'abc'; allowed: a number"),
-        ("mimetic", {"alpha_qk": float("nan")}, "is nan; allowed: a number"),
-        ("mimetic", {"zero_biases": 3}, "zero_biases of 'mimetic' is 3; allowed: true or false"),
-        ("mimetic", {"entries": "x"}, "entries of 'mimetic' is 'x'; allowed: "),
-        ("graft", {"a": "arm:x", "b": "arm:y", "first_blocks": 1.5}, "allowed: a whole number"),
+        ("mimetic", {"alpha_qk": "abc"}, "alpha_qk of 'mimetic' is 'abc'; allowed is a number"),
+        ("mimetic", {"alpha_qk": float("nan")}, "is nan; allowed is a number"),
+        ("mimetic", {"zero_biases": 3}, "zero_biases of 'mimetic' is 3; allowed is true or false"),
+        ("mimetic", {"entries": "x"}, "entries of 'mimetic' is 'x'; allowed are "),
+        ("graft", {"a": "arm:x", "b": "arm:y", "first_blocks": 1.5}, "allowed is a whole number"),
     ],
 )
 def test_initialisers_are_checked_before_anything_runs(

@@ -86,6 +86,9 @@ def _on_cpu(config: ConfigT, **changes: Any) -> ConfigT:
     return dataclasses.replace(config, run=run)
 
 
+_NUMBERS = {float: "a number", bool: "true or false", int: "a whole number"}
+
+
 def check_init(init: str, params: dict[str, Any]) -> dict[str, str]:
     """Checks an initialiser's parameters before anything has run.
 
@@ -97,22 +100,21 @@ def check_init(init: str, params: dict[str, Any]) -> dict[str, str]:
     from vitwarm.trunk import Trunk, load_trunk
 
     check_params(init, model="", model_kwargs={}, seed=0, **params)
-    contents = {}
+    named = []
     for name, hint in get_type_hints(INITS[init]).items():
         value, parts = params.get(name), [hint, *get_args(hint)]
         if value is None:
             continue
         words = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
+        numbers = [what for kind, what in _NUMBERS.items() if kind in parts]
+        said = f"init_params.{name} of {init!r} is {value!r}; allowed"
         if Trunk in parts:
-            if not str(value).startswith(ARM_PREFIX):
-                contents[name] = load_trunk(value).sha256
+            named += [] if str(value).startswith(ARM_PREFIX) else [name]
         elif words and value not in words:
-            raise ConfigError(_refuse_param(init, name, value, ", ".join(map(str, words))))
-        elif not words and {float, int, bool} & {*parts} and not _holds(value, parts):
-            what = "true or false" if bool in parts else "a whole number"
-            what = "a number" if float in parts else what
-            raise ConfigError(_refuse_param(init, name, value, what))
-    return contents
+            raise ConfigError(f"{said} are {', '.join(map(str, words))}.")
+        elif not words and numbers and not _holds(value, parts):
+            raise ConfigError(f"{said} is {numbers[0]}.")
+    return {name: load_trunk(params[name]).sha256 for name in named}
 
 
 def _holds(value: Any, parts: list[Any]) -> bool:
@@ -120,10 +122,6 @@ def _holds(value: Any, parts: list[Any]) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return type(value) in parts
     return math.isfinite(value) and (float in parts or type(value) in parts)
-
-
-def _refuse_param(init: str, name: str, value: Any, allowed: str) -> str:
-    return f"init_params.{name} of {init!r} is {value!r}; allowed: {allowed}."
 
 
 def check_trunk(label: str, warm: WarmupRun, train: TrainRun) -> None:
