@@ -247,14 +247,15 @@ def test_a_published_vit_is_known_by_its_shape(
 ) -> None:
     state = build_model("deit_tiny_patch16_224", seed=0).state_dict()
     torch.save({"model": state}, tmp_path / "deit.pth")
-    words = ["handoff", "import", str(tmp_path / "deit.pth"), "--out", str(tmp_path / "t")]
+    out = tmp_path / "t.safetensors"
+    words = ["handoff", "import", str(tmp_path / "deit.pth"), "--out", str(out)]
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "146 tensors of 12 blocks as vit_tiny_patch16_224, 3 heads" in said
     assert "left out: cls_token, pos_embed, patch_embed (2), head (2)" in said
     assert main([*words, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["content_sha256"] == load_trunk(tmp_path / "t").sha256
+    assert facts["content_sha256"] == load_trunk(out).sha256
 
 
 class Runs:

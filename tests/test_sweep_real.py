@@ -78,10 +78,10 @@ def test_every_kind_of_arm_runs_and_is_compared(tmp_path: Path) -> None:
     for done in result.done:
         states.setdefault((done.row.kind, done.row.arms), set()).add(done.state)
     assert states.pop(("train", ("unlearned",))) == {"refused"}, said
-    assert states.pop(("train", ("unasked",))) == {"failed"}, said  # made of a failed warm-up
+    assert states.pop(("train", ("unasked",))) == {"refused"}, said  # made of a failed warm-up
     assert set().union(*states.values()) == {"finished"}, said
-    assert any("its warm-up learned nothing" in done.reason for done in result.failed)
-    assert any("the warm-up of the trunk" in done.reason for done in result.failed)
+    assert [done.row.kind for done in result.failed] == ["train"] * 4  # both, for two seeds
+    assert all("its warm-up learned nothing" in done.reason for done in result.failed)
 
     records = [r for r in read_records(tmp_path / "runs") if r.stage == "train"]
     assert len(records) == 12
