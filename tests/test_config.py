@@ -58,6 +58,21 @@ def test_a_wrong_override_names_field_value_and_remedy(word: str, says: str) -> 
         load_config(WarmupRun, None, [word])
 
 
+@pytest.mark.parametrize(
+    ("schema", "recipe", "says"),
+    [
+        (TrainRun, "sweep/transfer_base", "no field 'base' here; it is one of vitwarm sweep"),
+        (SweepConfig, "train/ten_classes_cpu", "no field 'data' here; it is one of vitwarm train"),
+        (TrainRun, "warmup/ten_classes_dyck", "'rule' here; it is one of vitwarm warmup"),
+    ],
+)
+def test_a_recipe_of_another_command_names_that_command(
+    schema: Any, recipe: str, says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_config(schema, find_recipe(recipe))
+
+
 @pytest.mark.parametrize("share", ["0", "-0.5", "1.01", ".nan"])
 def test_an_evaluation_crop_larger_than_the_image_is_refused(share: str) -> None:
     needed = ["data.train=x", "data.val=x", "train.model=x"]

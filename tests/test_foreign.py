@@ -216,18 +216,20 @@ def test_a_file_is_what_it_holds_and_not_what_it_is_called(tmp_path: Path) -> No
     save_file(state, tmp_path / "w.pth")
     torch.save(state, tmp_path / "w.safetensors")
     for name in ("w.pth", "w.safetensors"):
-        made = import_weights(tmp_path / name, tmp_path / "t", model=VIT, **SMALL)
+        made = import_weights(tmp_path / name, tmp_path / "t.safetensors", model=VIT, **SMALL)
         assert torch.equal(made.trunk.tensors["norm.bias"], state["norm.bias"])
     for length in (0x80, 0x4B50):  # of a header: what a pickle and what a zip begins with
         header = json.dumps({"__metadata__": {"pad": ""}})
         header = json.dumps({"__metadata__": {"pad": " " * (length - len(header))}})
         (tmp_path / "w.safetensors").write_bytes(length.to_bytes(8, "little") + header.encode())
         with pytest.raises(TrunkError, match="holds no blocks"):
-            import_weights(tmp_path / "w.safetensors", tmp_path / "t", model=VIT, **SMALL)
+            import_weights(
+                tmp_path / "w.safetensors", tmp_path / "t.safetensors", model=VIT, **SMALL
+            )
     pointer = tmp_path / "pointer.safetensors"
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(ModelError, match=r"a pointer of Git LFS.*git lfs pull"):
-        import_weights(pointer, tmp_path / "t", model=VIT, **SMALL)
+        import_weights(pointer, tmp_path / "t.safetensors", model=VIT, **SMALL)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
@@ -237,7 +239,7 @@ def test_a_plain_pickle_with_code_is_not_run(
     with (tmp_path / "w.pth").open("wb") as file:
         pickle.dump({"model": Runs()}, file, protocol=protocol)
     with pytest.raises(ModelError, match=r"needs code to be read \(\w+\.print\)"):
-        import_weights(tmp_path / "w.pth", tmp_path / "t", model=VIT, **SMALL)
+        import_weights(tmp_path / "w.pth", tmp_path / "t.safetensors", model=VIT, **SMALL)
     assert "code ran" not in capsys.readouterr().out
 
 
@@ -308,9 +310,13 @@ def test_hugging_faces_config_is_held_against_the_model(tmp_path: Path) -> None:
     ):
         beside.write_text(json.dumps(plain))
         with pytest.raises(TrunkError, match=says):
-            import_weights(tmp_path / "model.safetensors", tmp_path / "t", model=VIT, **SMALL)
+            import_weights(
+                tmp_path / "model.safetensors", tmp_path / "t.safetensors", model=VIT, **SMALL
+            )
     beside.write_text(json.dumps({"num_attention_heads": HEADS, "layer_norm_eps": 1e-12}))
-    made = import_weights(tmp_path / "model.safetensors", tmp_path / "t", model=VIT, **SMALL)
+    made = import_weights(
+        tmp_path / "model.safetensors", tmp_path / "t.safetensors", model=VIT, **SMALL
+    )
     assert made.trunk.metadata["norm_eps"] == "1e-12"
 
 

@@ -76,6 +76,9 @@ def test_what_is_no_trunk_is_refused_with_its_path(model: torch.nn.Module, tmp_p
     save_file({"a": torch.ones(2)}, plain)
     with pytest.raises(TrunkError, match="no trunk: it has no list of trunk tensors"):
         load_trunk(plain)
+    with pytest.raises(TrunkError, match=r"t\.pt is no name of a trunk file; it ends in \.safe"):
+        save_trunk(tmp_path / "t.pt", model, {})
+    assert not (tmp_path / "t.pt").exists()
 
 
 def test_a_diverged_trunk_is_refused_by_tensor(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vitwarm.config.check import describe, hints_of
-from vitwarm.config.fields import LABEL, fields_of
+from vitwarm.config.fields import LABEL, SCHEMAS, fields_of
 from vitwarm.config.reading import as_meant, read_word, read_yaml
 from vitwarm.config.schema import TrainRun, WarmupRun
 from vitwarm.config.sweep import SweepConfig
@@ -213,6 +213,10 @@ def _explain(error: OmegaConfBaseException, schema: type) -> str:
     unknown = re.search(r"Key '([^']+)' (?:is )?not in", first)
     if unknown:
         asked, known = str(key or unknown[1]), set[str]()
+        top = asked.partition(".")[0]
+        of = [word for word, other in SCHEMAS.items() if top in hints_of(other)]
+        if of and top not in hints_of(schema):
+            return f"There is no field {asked!r} here; it is one of vitwarm {' and '.join(of)}."
         for name in (facts.name for facts in fields_of(schema)):
             if asked.startswith("arms."):  # their labels are the user's, so no default names them
                 name = name.replace(LABEL, asked.removeprefix("arms.").rpartition(".")[0])

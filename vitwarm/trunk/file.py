@@ -73,8 +73,12 @@ def save_trunk(
         metadata: strings; `model`, `depth` (blocks of that model) and, where tensors are left out
             on purpose, `partial: "true"` are understood by the hand-off. With `block_groups`
             (JSON) what the blocks of a group share is written once.
-    Raises: RunError: the file cannot be written.
+    Raises:
+        TrunkError: another suffix, by which no one would read it.
+        RunError: the file cannot be written.
     """
+    if Path(path).suffix != ".safetensors":
+        raise TrunkError(f"{path} is no name of a trunk file; it ends in .safetensors.")
     facts: dict[str, str] = {}
     if isinstance(tensors_or_model, nn.Module):
         model = tensors_or_model
