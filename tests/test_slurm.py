@@ -367,6 +367,26 @@ def test_a_node_of_two_dies(slurm: Cluster, tmp_path: Path, pace: float) -> None
     check_nothing_is_left(slurm)
 
 
+def test_a_signal_after_the_result_takes_nothing_back(
+    slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for the row's job goes on, as it would not behind one that failed."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os, signal\n"
+        "if 'SLURM_PROCID' in os.environ:\n"
+        "    atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    recipe = "arms: {default: {train: {train.steps: 5}}}"
+    sweep = Sweep(slurm, tmp_path / "late", recipe)
+    (row,) = sweep.plan.rows
+    sweep.wait_end(row)
+    assert "Terminated" in sweep.said(row)
+    assert slurm.state(sweep.job(row)) == "COMPLETED", sweep.said(row)
+    assert sweep.state(row)[0] == "finished"
+    check_nothing_is_left(slurm)
+
+
 def test_a_job_whose_nodes_keep_dying_is_not_put_back_for_ever(
     slurm: Cluster, tmp_path: Path
 ) -> None:

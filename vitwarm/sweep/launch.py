@@ -88,11 +88,14 @@ wait "$run"  # once more: bash remembers how the run ended, also where it ended 
 code=$?
 [ "$code" -ne 0 ] || exit 0
 told() {{ grep -qsE "\"state\": \"($1)\".*\"job\": \"$job\"" "$state"; }}
+# A signal that came after the result takes nothing back. slurmctld sends what a dead node missed
+# once more (72 s later, 22.05): it reaches the same step of the job's next start.
+! told finished || exit 0
 now=$(squeue --noheader --jobs="$job" --format="%T %r")
 why="exit code $code"
 [ "$code" -le 128 ] || why="SIG$(kill -l "$code")"
 [ "$code" -ne 137 ] || why="$why (out of memory?)"
-if told "failed|refused|finished"; then
+if told "failed|refused"; then
   :  # its run has said why
 # 143: stopped by SIGTERM (the limit, a preemption); 75: stopped, and to be gone on with. 137: one
 # of several processes was killed, if only by srun as it was slower to leave than the others.
