@@ -304,6 +304,12 @@ def test_other_models_and_choices_are_refused(core: Trunk) -> None:
     with pytest.raises(ModelError, match=r"layer scale"):
         expand(dataclasses.replace(core, tensors=scaled), width="zero",
                to=shape(n_heads=6, init_values=0.1))  # fmt: skip
+    before = {f"norm_pre.{kind}": torch.ones(WIDTH) for kind in ("weight", "bias")}
+    normed = dataclasses.replace(core, tensors={**core.tensors, **before})
+    with pytest.raises(ModelError, match=r"a norm before its blocks"):
+        expand(normed, width="zero", to=shape(n_heads=6, pre_norm=True))
+    with pytest.raises(HandoffError, match=r"trunk's 'norm_pre\.weight' has no place"):
+        expand(normed, to=shape(n_heads=6))
     headless = dataclasses.replace(core, metadata={"depth": str(DEPTH)})
     with pytest.raises(HandoffError, match=r"not the whole trunk of a plain ViT.*num_heads is ''"):
         expand(headless, to=shape(n_heads=6))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,43 @@ def test_a_curve_that_falls_is_reported_as_undetermined(tmp_path: Path) -> None:
     paths = run_report([tmp_path / "runs"], tmp_path / "out")
     assert "is undetermined: its accuracy falls" in " ".join(headlines(paths.analyses[0]))
     assert "the curve falls" in paths.page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("dyck", "default", "size"),
+    [
+        ([60.0, 59.0, 63.0], [59.6, 61.0, 62.5], 100),  # above; the fit says with 310 images
+        ([60.0, 40.0, 62.0], [58.0, 59.0, 60.0], 100),
+        ([40.0, 60.0, 50.0], [30.0, 45.0, 52.0], 1000),  # below; the fit says with 241 images
+    ],
+)
+def test_a_saving_that_the_difference_contradicts_is_undetermined(
+    dyck: list[float], default: list[float], size: int, tmp_path: Path
+) -> None:
+    arms = {
+        "default": lambda n: default[SIZES.index(n)],
+        "dyck": lambda n: dyck[SIZES.index(n)],
+    }
+    write_sweep(tmp_path, arms=arms, sizes=SIZES, seeds=6, noise=0.01)
+    found = only(tmp_path)
+    (saving,) = [s for s in found.savings if s.n_images == size]
+    assert (saving.told, saving.needs.estimate.bound) == (True, "?")
+    assert "is undetermined" in " ".join(headlines(found)) or size != SIZES[-1]
+
+
+def test_a_sentence_compares_the_same_seeds(tmp_path: Path) -> None:
+    """Where seeds are missing, means of all that ended do not differ by the paired difference."""
+    skip = [("dyck", SIZES[-1], seed) for seed in (0, 1, 2)]
+    write_sweep(tmp_path, arms=ARMS, sizes=SIZES, seeds=6, noise=2.0, skip=skip)
+    found = only(tmp_path)
+    text = headlines(found)[0]
+    said = re.search(r"dyck reaches ([\d.]+) % and default ([\d.]+) %: ([+−][\d.]+) points", text)
+    assert said, text
+    mine, theirs, difference = (float(one.replace("−", "-")) for one in said.groups())
+    assert mine - theirs == pytest.approx(difference, abs=0.11)
+    (whole,) = [c for c in found.cells if (c.arm, c.n_images) == ("default", SIZES[-1])]
+    assert whole.top1 is not None
+    assert abs(whole.top1.mean - theirs) > 0.2
 
 
 def test_one_seed_shows_points_alone(tmp_path: Path) -> None:

@@ -212,12 +212,16 @@ def _source_of(name: str, trunk: Trunk, blocks: list[int], where: str) -> tuple[
 
 
 def _check_nothing_left(trunk: Trunk, blocks: list[int], made: set[str], where: str) -> None:
-    """What the trunk has in a block that is taken must have a place."""
+    """What the trunk has in a block that is taken, or before the blocks, must have a place."""
     for name in trunk.tensors:
-        match = BLOCK.match(name)
-        if not match or _number(match[0]) not in blocks:
+        place, match = name, BLOCK.match(name)
+        if match:
+            if _number(match[0]) not in blocks:
+                continue
+            place = f"blocks.{blocks.index(_number(match[0]))}{name[match.end() :]}"
+        elif name.startswith(("norm.", "fc_norm.")):  # the last norm goes by either name
             continue
-        if f"blocks.{blocks.index(_number(match[0]))}{name[match.end() :]}" not in made:
+        if place not in made:
             raise HandoffError(
                 f"{where}: the trunk's {name!r} has no place in the model. {_SET_ALIKE}"
             )

@@ -12,10 +12,18 @@ import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
+from statistics import fmean
 from typing import TypeVar
 
 from vitwarm.records import Record
-from vitwarm.report.curves import equal_accuracy, mean_interval, paired_differences
+from vitwarm.report.curves import (
+    Interval,
+    Reading,
+    equal_accuracy,
+    mean_interval,
+    paired_differences,
+)
 from vitwarm.report.facts import (
     Analysis,
     Arm,
@@ -213,6 +221,10 @@ def _difference(done: Done, arm: str, reference: str, n_images: int) -> Differen
         reference=reference,
         n_images=n_images,
         difference=mean_interval(list(shared.values())),
+        means=(
+            fmean(mine[one].value for one in shared),
+            fmean(theirs[one].value for one in shared),
+        ),
         points=sorted(points, key=lambda point: point.seed),
         unpaired=sorted(
             f"seed {(mine | theirs)[pair].seed} ({arm if pair in mine else reference} alone)"
@@ -223,11 +235,11 @@ def _difference(done: Done, arm: str, reference: str, n_images: int) -> Differen
 
 def _savings(done: Done, matched: list[Difference]) -> list[Saving]:
     """Reads each arm's curve at the reference's accuracies; seeds are the curves."""
-    told: dict[str, dict[int, bool | None]] = defaultdict(dict)
+    differences: dict[str, dict[int, Interval]] = defaultdict(dict)
     for d in matched:
-        told[d.arm][d.n_images] = d.difference.excludes_zero
+        differences[d.arm][d.n_images] = d.difference
     found = []
-    for arm, sizes in told.items():
+    for arm, sizes in differences.items():
         if len(sizes) < 2:
             continue
         at = [_by_seed(done[arm, size]) for size in sizes]
@@ -237,14 +249,28 @@ def _savings(done: Done, matched: list[Difference]) -> list[Saving]:
             targets = _by_seed(done[matched[0].reference, size])
             needs = equal_accuracy(list(sizes), curves, targets)
             if needs is not None:
+                told = sizes[size].excludes_zero
+                if told and _contradicts(needs.estimate, size, above=sizes[size].mean > 0):
+                    unread = Reading(None, "?", fitted=True)
+                    needs = replace(needs, estimate=unread, low=unread, high=unread)
                 used = [targets[seed] for seed in needs.per_seed]
                 found.append(
                     Saving(
                         arm=arm, reference=matched[0].reference, n_images=size,
-                        accuracy=sum(used) / len(used), needs=needs, told=sizes[size],
+                        accuracy=sum(used) / len(used), needs=needs, told=told,
                     )
                 )  # fmt: skip
     return found
+
+
+def _contradicts(read: Reading, size: int, *, above: bool) -> bool:
+    """Whether an arm that lies above the reference with `size` images is read to need more there.
+
+    Or one below it to need fewer: the isotonic fit of a curve that is not monotone can say so.
+    """
+    if read.images is None:
+        return False
+    return read.images > size * (1 + 1e-9) if above else read.images < size * (1 - 1e-9)
 
 
 def _by_seed(points: dict[str, Point]) -> dict[str, float]:

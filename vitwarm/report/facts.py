@@ -165,6 +165,8 @@ class Difference:
     reference: str
     n_images: int
     difference: Interval
+    means: tuple[float, float]
+    """Of the arm and of the reference, percent, over the pairs alone."""
     points: list[Point]
     unpaired: list[str]
     """Seeds that only one of the two finished."""

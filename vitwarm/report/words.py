@@ -255,12 +255,12 @@ def cell_note(cell: Cell) -> str:
 
 def _difference_sentence(analysis: Analysis, found: Difference) -> str:
     cells = [cell for cell in analysis.cells if cell.n_images == found.n_images]
-    means = {cell.arm: number(cell.top1.mean) for cell in cells if cell.top1}
+    mine, theirs = map(number, found.means)
     is_whole = any(cell.fraction == 1 for cell in cells if cell.arm == found.arm)
     value = found.difference
     text = (
         f"With {'all ' if is_whole else ''}{count(found.n_images)} images {found.arm} reaches "
-        f"{means[found.arm]} % and {found.reference} {means[found.reference]} %: "
+        f"{mine} % and {found.reference} {theirs} %: "
         f"{signed(value.mean)} points"
     )
     paired = f"n = {count_of(value.n, 'paired seed')}"

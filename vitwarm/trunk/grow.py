@@ -118,10 +118,15 @@ def _pad(
     zeros make smaller by sqrt(d / d'): its gain makes up for that. Zeros also move the mean unless
     it is zero: what writes into the stream is centred, as every LayerNorm takes the mean off.
     """
-    if layer.startswith("ls"):
+    behind = {
+        "ls1": "a layer scale",
+        "ls2": "a layer scale",
+        "norm_pre": "a norm before its blocks",
+    }
+    if layer in behind:
         raise ModelError(
-            "width is 'zero', and the model has a layer scale, behind which a centred write is not "
-            "centred any more. Use width=tile, or a model without init_values."
+            f"width is 'zero', and the model has {behind[layer]}, behind which a centred write is "
+            "not centred any more. Use width=tile, or a model without it."
         )
     axes = _AXES[layer]
     if axes == ("stream",):
