@@ -48,7 +48,9 @@ def test_a_number_that_varies_gets_a_picture(tmp_path: Path) -> None:
     assert means == pytest.approx({n: gain + 0.1 for n, gain in GAINS.items()})
 
     page = report.page.read_text(encoding="utf-8")
-    assert page.index("toy, by train.steps</h2>") < page.index("toy · steps = 100</h2>")
+    assert page.index("toy, by train.steps, with 100 images</h2>") < page.index(
+        "toy · steps = 100</h2>"
+    )
     assert f'id="{varied.slug}"' in page
     assert f'href="#{varied.slug}"' in page
     names = {path.name for path in report.figures}

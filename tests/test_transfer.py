@@ -7,6 +7,7 @@ import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -81,9 +82,12 @@ def test_the_sentence_claims_what_its_interval_carries(
     mean = 2.2 if low is None or high is None else (low + high) / 2
     difference = SimpleNamespace(mean=mean, low=low, high=high, n=5)
     one = SimpleNamespace(arm="warmed", reference="default", n_images=500, difference=difference)
-    text = say_result(SimpleNamespace(matched_images=[one]), "trunk")  # type: ignore[arg-type]
+    analysis: Any = SimpleNamespace(matched_images=[one])
+    text = say_result(analysis, "trunk", mimetic=True)
     assert said in text
     assert text.endswith("The mimetic start has no finished pair; see the report.")
+    without = say_result(analysis, "trunk", mimetic=False)
+    assert without.endswith("The mimetic start is not defined for this model.")
 
 
 def section(warmed: list[float], default: list[float]) -> SimpleNamespace:
@@ -146,6 +150,19 @@ def test_the_planned_training_gives_its_augmentation_and_words_change_it(tmp_pat
     config = load_config(TrainRun, find_recipe(as_planned.base), fields=as_planned.set).train
     assert (config.aa, config.mixup, config.reprob) == ("rand-m9-mstd0.5-inc1", 0.8, 0.5)
     assert (config.batch_size, config.lr, config.img_size) == (64, 1e-3, 8)  # of the probe
+
+
+def test_a_model_without_a_mimetic_start_is_probed_with_two(tmp_path: Path) -> None:
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name, starts in (
+        ("vit_small_patch16_224", ["default", "warmed", "mimetic"]),
+        ("vit_small_patch16_18x2_224", ["default", "warmed"]),  # two attentions side by side
+    ):
+        trunk = save_trunk(tmp_path / "t.safetensors", build_model(name, seed=0, **shape), {})
+        found = _sweep(parser.parse_intermixed_args([str(trunk), "--data", "shards"]), [400])
+        assert list(found.arms) == starts
 
 
 @pytest.mark.slow

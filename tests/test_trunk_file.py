@@ -81,6 +81,21 @@ def test_what_is_no_trunk_is_refused_with_its_path(model: torch.nn.Module, tmp_p
     assert not (tmp_path / "t.pt").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("names", "{"), ("names", "3"), ("block_groups", "x"), ("depth", "abc"), ("sources", "["),
+        ("model_args", "{"), ("model_args", "[]"), ("samples", "many"), ("verdict", "fine"),
+    ],
+)  # fmt: skip
+def test_damaged_metadata_is_named(name: str, text: str, tmp_path: Path) -> None:
+    path = save_trunk(tmp_path / "t.safetensors", {"norm.weight": torch.ones(2)}, {})
+    facts = {**load_trunk(path).metadata, name: text}
+    save_file({"norm.weight": torch.ones(2)}, path, metadata=facts)
+    with pytest.raises(TrunkError, match=f"is damaged: its metadata says {name}="):
+        load_trunk(path)
+
+
 def test_a_diverged_trunk_is_refused_by_tensor(tmp_path: Path) -> None:
     bad = {"blocks.0.norm1.weight": torch.tensor([1.0, float("nan")])}
     path = save_trunk(tmp_path / "t.safetensors", bad, {})

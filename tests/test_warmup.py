@@ -33,7 +33,7 @@ from vitwarm.warmup import (
     run_warmup,
     warmup_folder,
 )
-from vitwarm.warmup.learned import SATURATION_STEPS, find_order_blind, judge
+from vitwarm.warmup.learned import SATURATION_STEPS, describe, find_order_blind, judge
 from vitwarm.warmup.sequences import SequenceLoader, WarmupBatch
 from vitwarm.world import World
 
@@ -325,6 +325,20 @@ def test_a_control_that_learned_all_it_can_has_not_learned(tmp_path: Path) -> No
     words += ["rule.name=mixture", "rule.params={of: [dyck, copy]}"]
     blend = load_config(WarmupRun, None, words)
     assert 0 < (find_order_blind(plan_warmup(blend, n_tokens=16)) or 0) < 60
+
+
+def test_sequences_that_a_training_saw_are_no_held_out_ones(tmp_path: Path) -> None:
+    """An elementary automaton 4 columns wide has 16 sequences: each is in both streams."""
+    words = [word for word in TINY if not word.startswith("rule.params")]
+    record = run_warmup(
+        load_config(WarmupRun, None, [*words, "rule.name=eca", f"run.root={tmp_path}"])
+    )
+    assert record.seen_percent == 100
+    assert "WARNING   100 % of the held-out sequences were seen in training" in describe(record)
+    brackets = run_warmup(tiny(tmp_path))
+    assert brackets.seen_percent is not None
+    assert brackets.seen_percent < 5
+    assert "seen in training" not in describe(brackets)
 
 
 def test_looks_on_the_way_and_the_record_tell_what_was_hard(tmp_path: Path) -> None:

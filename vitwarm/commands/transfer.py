@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from vitwarm.report import Analysis
     from vitwarm.report.facts import Difference
 
-ARMS = ("default", "warmed", "mimetic")
 #: Steps of the run that measures the time of a step.
 PILOT_STEPS = 30
 #: A training shorter than this has hardly left its ramp.
@@ -99,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     _check_data(base)
     print(f"A pilot of {PILOT_STEPS} steps tells what fits in {args.minutes:g} min.", flush=True)
     train = load_config(TrainRun, find_recipe(base.base), fields=base.set)
-    slots, n_runs = find_slots(base.run, base.slots), len(ARMS) * args.seeds
+    slots, n_runs = find_slots(base.run, base.slots), len(base.arms) * args.seeds
     pilot = time_pilot(train, base.run, args.out, threads=int(slots[0]["OMP_NUM_THREADS"]))
     left = args.minutes * 60 - (time.monotonic() - began)
     batch_size, share = train.train.batch_size, PLANNED * left
@@ -110,14 +109,14 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{round(fraction * pilot.n_images):,} of {pilot.n_images:,} images, "
         f"{' and '.join(f'{n:,}' for n in lengths)} steps, {args.seeds} paired seeds, "
-        f"{len(ARMS)} starts, {len(slots)} at a time, {augmented}: about "
+        f"{len(base.arms)} starts, {len(slots)} at a time, {augmented}: about "
         f"{format_seconds(_duration(pilot, lengths, n_runs, len(slots)))}",
         flush=True,
     )
     result = run_sweep(_sweep(args, lengths, {"data.fraction": fraction}))
     paths = run_report([result.folder], args.out / "report", title="Transfer", figures=False)
     sections = sorted(paths.analyses, key=lambda one: one.setting.get("train.steps", 0))
-    print(f"\n{say_result(sections[-1], args.trunk)}")
+    print(f"\n{say_result(sections[-1], args.trunk, mimetic='mimetic' in base.arms)}")
     if len(sections) > 1:
         print(say_trend(sections[0], sections[-1], lengths))
     print(paths.page)
@@ -169,11 +168,17 @@ def plan_probe(
     return lengths, n_images / pilot.n_images
 
 
-def say_result(analysis: Analysis, trunk: str) -> str:
-    """Returns the differences to the default start in words, with their intervals."""
+def say_result(analysis: Analysis, trunk: str, *, mimetic: bool) -> str:
+    """Returns the differences to the default start in words, with their intervals.
+
+    Args: mimetic: whether there is a mimetic start for the model.
+    """
     lines = []
     for name, what in (("warmed", f"The trunk {trunk}"), ("mimetic", "The mimetic start")):
         found = _find(analysis, name)
+        if name == "mimetic" and not mimetic:
+            lines.append(f"{what} is not defined for this model.")
+            continue
         if not found:
             lines.append(f"{what} has no finished pair; see the report.")
             continue
@@ -219,10 +224,14 @@ def _find(analysis: Analysis, arm: str) -> Difference | None:
 def _sweep(
     args: argparse.Namespace, lengths: list[int], fields: dict[str, Any] | None = None
 ) -> SweepConfig:
-    from vitwarm.trunk import load_trunk
+    from vitwarm.inits.mimetic import has_mimetic
+    from vitwarm.trunk import build_shapes, load_trunk
 
     facts = load_trunk(args.trunk).facts
     shape = dict(facts.get("model_args") or {})
+    mimetic = {"mimetic": {"init": "mimetic"}}
+    if not has_mimetic(build_shapes(facts["model"], **shape)):
+        mimetic = {}
     size = shape.pop("img_size", None)
     train = _train_of(args.data)
     val = args.val or f"{train.removesuffix('/train')}/validation"
@@ -244,7 +253,7 @@ def _sweep(
         "arms": {
             "default": {},
             "warmed": {"trunk": str(args.trunk), "train": {"handoff.allow_failed": True}},
-            "mimetic": {"init": "mimetic"},
+            **mimetic,
         },
         "run.root": str(args.out / "runs"),
     }  # fmt: skip

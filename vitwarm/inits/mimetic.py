@@ -97,6 +97,14 @@ def value_projection(target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 _LAYOUTS = ({"qkv": 3}, {"q_proj": 1, "k_proj": 1, "v_proj": 1}, {"qk": 2, "v": 1})
 
 
+def has_mimetic(model: nn.Module) -> bool:
+    """Whether the initialisation is defined for a model; one of shapes alone will do."""
+    try:
+        return bool(list(_attentions(model)))
+    except ModelError:
+        return False
+
+
 def _attentions(model: nn.Module) -> Iterator[tuple[str, Any, dict[str, int]]]:
     """Yields each block's attention, with its name and its layers."""
     undefined = "so mimetic initialisation is not defined for it. Choose another model."

@@ -82,7 +82,9 @@ class Record:
     chance_percent: float | None = None
     """Accuracy of always answering the most frequent hidden id."""
     order_blind_percent: float | None = None
-    """Accuracy that can be reached without the order of the tokens: the shuffled control's."""
+    """Accuracy that nothing exceeds without the order of the tokens: the shuffled control's."""
+    seen_percent: float | None = None
+    """Of the held-out sequences, the share that the training saw too, as the rule has few."""
     hidden_loss: float | None = None
     """In nats per hidden token."""
     hidden_accuracy_by: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)

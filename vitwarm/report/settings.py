@@ -28,6 +28,10 @@ class Varied(NamedTuple):
     """Ascending in that number."""
 
     @property
+    def heading(self) -> str:
+        return f"{self.title}, by {self.setting}, with {count(self.n_images)} images"
+
+    @property
     def arms(self) -> list[Arm]:
         """Those with a difference at that size, each once."""
         drawn = {(d.arm, d.n_images) for _, one in self.sections for d in one.matched_images}

@@ -179,7 +179,8 @@ class Rule(ABC):
         """Returns the sequences [start, start + n_sequences) of a stream.
 
         Args:
-            seed: any integer; streams of different seeds share no sequence.
+            seed: any integer; streams of different seeds are drawn independently, so that a rule
+                with few sequences of a length repeats them.
             start: number of the first row, from 0 on.
             n_sequences: number of rows, B.
             n_tokens: length of each, T: one that `fit_length` returns.

@@ -277,11 +277,12 @@ def order_blind_accuracy(rule: Rule, ids: Ids, visible: Ids) -> float:
     """Returns what no predictor exceeds that does not see the order of the tokens, as a share.
 
     It is the ceiling of the rule's shuffled control (of the rule itself where it is one): the
-    control's sequences are these with their order destroyed, and its ceiling counts ids alone.
+    control's sequences are these with their order destroyed, and its ceiling counts ids alone. Only
+    for balanced brackets is it reached; nothing exceeds the ceiling of the rule itself either.
 
     Args: ids, visible: [B, T], as `Rule.ceiling` takes them.
     """
-    return _control(rule).ceiling(ids, visible).high
+    return min(one.ceiling(ids, visible).high for one in (_control(rule), rule))
 
 
 def _control(rule: Rule) -> Rule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,25 @@ def content_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _holds(kind: type) -> Callable[[str], bool]:
+    def is_so(text: str) -> bool:
+        try:
+            return isinstance(json.loads(text), kind)
+        except ValueError:
+            return False
+
+    return is_so
+
+
+#: What metadata has to be where more is done with it than to show it.
+_READ_AS: dict[str, Callable[[str], bool]] = {
+    **dict.fromkeys(("names", "block_groups"), _holds(list)),
+    **dict.fromkeys(("model_args", "sources"), _holds(dict)),
+    **dict.fromkeys(("depth", "num_heads", "samples", "tokens"), str.isdecimal),
+    "verdict": ("not learned", "saturated early", "learned").__contains__,
+}
+
+
 def _check(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[str]:
     """Returns the names in the order of the model that they were saved from."""
     version = metadata.get("format_version")
@@ -195,6 +214,11 @@ def _check(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
             f"{path} has trunk format {version}; this version reads {FORMAT_VERSION}. "
             "Upgrade vitwarm."
         )
+    for name in filter(metadata.__contains__, _READ_AS):
+        if not _READ_AS[name](metadata[name]):
+            raise TrunkError(
+                f"{path} is damaged: its metadata says {name}={metadata[name]!r}. Make it again."
+            )
     listed: list[str] = json.loads(metadata["names"])
     if set(listed) != set(tensors):
         odd = sorted(set(listed) ^ set(tensors))[0]

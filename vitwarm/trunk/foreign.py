@@ -109,7 +109,10 @@ def import_weights(
         )
     beside = read_json(path.parent / "config.json") or {}
     if model is None and isinstance(beside.get("architecture"), str):  # an export of timm's
-        model, timm_kwargs = beside["architecture"], {**beside.get("model_args", {}), **timm_kwargs}
+        model, timm_kwargs = (
+            beside["architecture"],
+            {**(beside.get("model_args") or {}), **timm_kwargs},
+        )
     if "blocks.0.ls1.gamma" in theirs:
         timm_kwargs.setdefault("init_values", 1.0)  # any number: the file's own are carried
     vit = build_shapes(model or _published(theirs, path), **timm_kwargs)
@@ -135,7 +138,7 @@ def import_weights(
     if weights.part:
         facts["part"] = weights.part
     if "layer_norm_eps" in beside:
-        facts["norm_eps"] = f"{beside['layer_norm_eps']:g}"
+        facts["norm_eps"] = f"{float(beside['layer_norm_eps']):g}"
     made = save_trunk(out, {name: tensors[name] for name in names if name in tensors}, facts)
     return Imported(load_trunk(made), [*left_out, *weights.others])
 

@@ -1,7 +1,8 @@
-"""What a warm-up has learned, on sequences that no training step sees, and what that is worth."""
+"""What a warm-up has learned, on sequences drawn apart from training, and what that is worth."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,6 +44,11 @@ PROBE_SEQUENCES = 256
 
 #: Held-out sequences on which ceilings are found: some methods take milliseconds for each.
 CEILING_SEQUENCES = 128
+
+#: Training sequences among which the held-out ones are looked for, and how many make a warning.
+SEEN_AMONG = 100_000
+SEEN_PERCENT = 5.0
+_ROWS = 1000
 
 
 @dataclass(eq=False)
@@ -105,7 +111,7 @@ def evaluate(
 
 
 def held_out_batch(plan: WarmupPlan, start: int, n_sequences: int) -> Masked:
-    """Returns rows [start, start + n_sequences) of the sequences that no training step reads."""
+    """Returns rows [start, start + n_sequences) of a stream that no training step reads."""
     return make_batch(
         plan.rule,
         seed=held_out_seed(plan.config.seed),
@@ -135,6 +141,26 @@ def find_order_blind(plan: WarmupPlan) -> float:
     """Returns what no predictor exceeds that does not see the order of the tokens, in percent."""
     words = _words(plan, held_out_batch(plan, 0, CEILING_SEQUENCES))
     return 100 * order_blind_accuracy(plan.rule, *words)
+
+
+def find_seen(plan: WarmupPlan, n_samples: int) -> float:
+    """Returns the share of held-out sequences that are among those of the training, in percent.
+
+    Streams are drawn apart, but a rule may have few sequences: an elementary automaton 2^columns.
+    At most `SEEN_AMONG` of the training's are looked through, so that it is a lower bound.
+
+    Args: n_samples: sequences that the training read.
+    """
+    rule, seed = plan.rule, plan.config.seed
+
+    def rows(stream: int, n_rows: int) -> Iterator[bytes]:
+        for start in range(0, n_rows, _ROWS):
+            first, n = rule.evaluation_start + start, min(_ROWS, n_rows - start)
+            yield from map(bytes, rule.sample(stream, first, n, plan.n_words))
+
+    trained = set(rows(seed, min(SEEN_AMONG, n_samples - rule.evaluation_start)))
+    held_out = list(rows(held_out_seed(seed), _ROWS))
+    return 100 * sum(row in trained for row in held_out) / len(held_out)
 
 
 def block_norms(model: nn.Module) -> list[float]:
@@ -242,6 +268,7 @@ def reached(plan: WarmupPlan, run: RunFolder, module: WarmupModule) -> dict[str,
     warm = plan.config.warmup
     found = evaluate(module, plan, device=plan.device, n_sequences=warm.eval_sequences)
     found["order_blind_percent"] = find_order_blind(plan)
+    found["seen_percent"] = find_seen(plan, module.steps_done * warm.batch_size)
     found["saturated_at_step"] = find_saturation(run)
     found["verdict"] = judge(
         accuracy_percent=found["hidden_accuracy_percent"],
@@ -269,6 +296,12 @@ def describe(record: Record) -> str:
         )
         text += f"{GROUP_LABELS.get(group, group):<9} {right} (accuracy, %)\n"
     text += f"data      waited {record.data_wait_percent or 0:.2f} % of the time for sequences"
+    if (seen := record.seen_percent or 0.0) >= SEEN_PERCENT:
+        text += (
+            f"\nWARNING   {seen:.0f} % of the held-out sequences were seen in training: the rule "
+            "has few of this length,\n          and what was learned by heart counts as learned. "
+            "Take more tokens, columns or symbols."
+        )
     if record.verdict == "not learned":
         text += (
             "\nWARNING   held-out accuracy is hardly above the order-blind baseline: expected of a "
