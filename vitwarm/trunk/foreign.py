@@ -109,10 +109,8 @@ def import_weights(
         )
     beside = read_json(path.parent / "config.json") or {}
     if model is None and isinstance(beside.get("architecture"), str):  # an export of timm's
-        model, timm_kwargs = (
-            beside["architecture"],
-            {**(beside.get("model_args") or {}), **timm_kwargs},
-        )
+        model = beside["architecture"]
+        timm_kwargs = {**(beside.get("model_args") or {}), **timm_kwargs}
     if "blocks.0.ls1.gamma" in theirs:
         timm_kwargs.setdefault("init_values", 1.0)  # any number: the file's own are carried
     vit = build_shapes(model or _published(theirs, path), **timm_kwargs)
