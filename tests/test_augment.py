@@ -394,6 +394,14 @@ def test_erased_pixels_are_normal_noise_and_others_stay() -> None:
     assert float(noise.std()) == pytest.approx(1, abs=0.02)
 
 
+def test_images_larger_than_the_bank_of_noise_are_erased() -> None:
+    side = 1280
+    x = torch.zeros((1, 3, side, side), dtype=torch.uint8)
+    out = run(augmentation(aa=None, mixing=None, reprob=1.0), x, slice(None)).images
+    assert out.shape == x.shape
+    assert len(out.unique()) > 1000
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**40),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -241,6 +244,26 @@ def test_memory_that_runs_out_is_said_with_what_helps(shards: Path, tmp_path: Pa
     # A dry run times a few samples alone, and no start of it is there to go on from.
     with pytest.raises(TrainingFailed, match=r"ran out with 3 samples .* stays the same\.$"):
         time_step(plan_training(config), lambda: torch.empty(1 << 44), n_samples=3)
+
+
+def test_a_killed_loader_is_said_with_what_helps(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel does it where memory runs out."""
+    import vitwarm.shards.load.workers as workers
+
+    fields = tiny_fields(TrainRun, shards, tmp_path)
+    fields |= {"run.workers": 1, "train.steps": 2000, "data.resident": "off"}
+    config = load_config(TrainRun, None, [], fields=fields)
+    start = workers._start_worker
+
+    def start_and_die(worker: int) -> None:
+        start(worker)
+        threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+
+    monkeypatch.setattr(workers, "_start_worker", start_and_die)
+    with pytest.raises(TrainingFailed, match=r"loads images has ended.*fewer run\.workers"):
+        run_training(config)
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ class Augmentation:
             for name, array in (("which", operation.which), ("args", operation.args))
         }
         n_numbers, device = images[0].numel(), images.device
-        n_noise = 1 << 20 if n_numbers <= 1 << 14 else 1 << 22
+        n_noise = max(1 << 20 if n_numbers <= 1 << 14 else 1 << 22, 2 * n_numbers)
         if self.reprob > 0:
             which, boxes, begin = plan_erasing(draws, self.reprob, height=height, width=width)
             starts = (begin * (n_noise - n_numbers)).astype(np.int64)

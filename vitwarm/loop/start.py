@@ -11,8 +11,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypeVar
 
@@ -22,11 +21,12 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vitwarm.config import RunConfig, WarmupRun, to_plain
+from vitwarm.config import RunConfig, to_plain
 from vitwarm.errors import Stopped, TrainingFailed, VitwarmError
 from vitwarm.hardware import Numbers, choose_device
 from vitwarm.informing import informs
 from vitwarm.interrupts import last_words
+from vitwarm.loop.memory import memory_in_words
 from vitwarm.loop.meters import Metrics, WaitMeter
 from vitwarm.loop.module import Checkpoint, SteppedModule
 from vitwarm.loop.plan import Plan
@@ -132,30 +132,6 @@ def find_loss(error: RuntimeError) -> str | None:
     if not is_its or not _GONE.search(text):
         return None
     return re.sub(r"^\[[^]]*\]\s*", "", text).partition(". ")[0]
-
-
-@contextmanager
-def memory_in_words(plan: Plan, n_samples: int | None = None) -> Iterator[None]:
-    """Raises: TrainingFailed: memory ran out; what makes a step smaller and changes no result.
-
-    Args:
-        n_samples: of a pass that only takes its time; None: a run's own micro-batch.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # torch has a class of its own on GPUs alone
-        short = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not short and "DefaultCPUAllocator" not in str(error):
-            raise
-        section = "warmup" if isinstance(plan.config, WarmupRun) else "train"
-        goes_on = ", and the same command with it goes on from the last checkpoint"
-        raise TrainingFailed(
-            f"The memory of the {plan.device.type} ran out with "
-            f"{n_samples or plan.cut.micro_batch_size} "
-            f"samples in a forward pass. Use {section}.micro_batch_size with a smaller number, or "
-            f"{section}.grad_checkpointing=true: the result stays the same"
-            f"{'' if n_samples else goes_on}."
-        ) from error
 
 
 def find_checkpoint(plan: APlan, run: RunFolder) -> tuple[APlan, Checkpoint | None]:

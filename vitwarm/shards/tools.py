@@ -2,7 +2,7 @@
 
   vitwarm shards make FOLDER OUT [--val FOLDER]      an image folder (or ImageNet's tars) to shards
   vitwarm shards info SOURCE                         counts, classes, sizes
-  vitwarm shards check SOURCE                        everything that is wrong with them
+  vitwarm shards check SOURCE                        what is wrong with them, tar by tar
   vitwarm shards materialise SOURCE OUT --fraction F a fraction, a list or some classes as new tars
   vitwarm shards fractals OUT                        labelled fractal images (FractalDB), drawn anew
   vitwarm shards voc VOCdevkit/VOC2012 OUT           Pascal VOC with masks and boxes, for the probe
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_make(commands.add_parser("make", help="write shards from an image folder"))
     info = commands.add_parser("info", help="counts, classes, sizes")
-    check = commands.add_parser("check", help="find everything that is wrong with shards")
+    check = commands.add_parser("check", help="find what is wrong with shards, tar by tar")
     check.add_argument("--no-decode", action="store_true", help="headers and labels only")
     check.add_argument(
         "--workers", type=_read_count, help="processes that decode; default: all cores"

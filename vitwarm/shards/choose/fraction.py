@@ -109,8 +109,9 @@ def choose_fraction(
 ) -> Subset:
     """Returns the first round(fraction x n) images of one global order.
 
-    Any prefix of it is balanced to within one image per class, so any two fractions of a seed are
-    nested; neither the names of the shards nor their order matter.
+    Any prefix of it holds of each class its share to within about one image where classes are of
+    like size, and any two fractions of a seed are nested; neither the names of the shards nor their
+    order matter.
 
     Args:
         fraction: share of the images, in (0, 1].
@@ -184,7 +185,7 @@ def choose_list(index: ShardIndex, path: str | Path, *, among: Subset | None = N
             "index. Copy the shards to a disk."
         )
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = Path(path).read_text("utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as error:
         raise ShardError(
             f"data.image_list is {str(path)!r}, which cannot be read: {error.strerror}. Give a "
@@ -197,10 +198,10 @@ def choose_list(index: ShardIndex, path: str | Path, *, among: Subset | None = N
     lines_of_row: dict[int, int] = {}
     unknown: list[int] = []
     for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
-            continue
         key = split_name(os.fsencode(line.strip()))[0]
         row = rows_of.get(key if whole else key.rpartition(b"/")[2])
+        if row is None and (not line.strip() or line.startswith("#")):
+            continue  # a comment, where it is no key
         if row is None:
             unknown.append(number)
         elif row in lines_of_row:

@@ -92,6 +92,7 @@ def read_shard(path: Path, labels: Labels | None = None, *, fast: bool | None = 
     orphans = np.flatnonzero((every < 0) & (cls >= 0))
     if len(orphans):
         _raise_orphan(path, table, np.flatnonzero(groups == orphans[0]).tolist())
+    _check_members(path, table, groups, labels)
     kept = np.flatnonzero(every >= 0)
     codes = [_CODES[ending.encode()] for ending in labels.endings]
     labelled = _first_of(groups, table.endings, codes, n_groups)[kept] if codes else None
@@ -220,16 +221,34 @@ def _first_of(groups: np.ndarray, endings: np.ndarray, codes: Sequence[int], n: 
     return found
 
 
+def twins(where: Path | str, key: bytes) -> ShardError:
+    """Two images, or labels, of one key: which of them belong together cannot be known."""
+    return ShardError(
+        f"{where}: two images have the key {os.fsdecode(key)!r}. A key is a name up to its "
+        "first dot and must be unique; rename one and write the shard again."
+    )
+
+
+def _check_members(path: Path, table: _Table, groups: np.ndarray, labels: Labels) -> None:
+    """Twins that follow one another: an ending that comes twice, or two images of a folder's."""
+    codes = table.endings.astype(np.int64)
+    if not labels.endings:  # every image of a folder is one of its own
+        codes[codes < len(IMAGE_ENDINGS)] = 0
+    known = np.flatnonzero(codes != _OTHER)
+    places = groups[known] * _OTHER + codes[known]
+    first = np.unique(places, return_index=True)[1]
+    if len(first) < len(places):
+        twice = np.setdiff1d(np.arange(len(places)), first)[0]
+        raise twins(path, table.keys[int(known[twice])])
+
+
 def _check_twins(path: Path, keys: list[bytes]) -> None:
     if len(set(keys)) == len(keys):
         return
     seen: set[bytes] = set()
     for key in keys:
         if key in seen:
-            raise ShardError(
-                f"{path}: two images have the key {os.fsdecode(key)!r}. A key is a name up to its "
-                "first dot and must be unique; rename one and write the shard again."
-            )
+            raise twins(path, key)
         seen.add(key)
 
 

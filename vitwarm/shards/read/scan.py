@@ -136,13 +136,16 @@ def _homes(source: Source, cache: str | Path | None, labels: Labels) -> list[Pat
     folder = source.paths[0].parent.resolve()
     what = [source.text if "::" in source.text else Path(source.text).name, *labels.digest]
     beside = folder / ".vitwarm-index" / f"{_digest(what)}.safetensors"
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitwarm" / "index"
     elsewhere = f"{_digest([*what, str(folder), source.text])}.safetensors"
     if cache:
         return [Path(cache).expanduser() / elsewhere]
     # Nobody's write bit: a folder meant to stay as it is, also where root could write to it.
     is_frozen = not folder.stat().st_mode & 0o222
-    return [user / elsewhere] if is_frozen else [beside, user / elsewhere]
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if home.startswith("~"):  # a user without a home
+        return [beside]
+    user = Path(home) / "vitwarm" / "index" / elsewhere
+    return [user] if is_frozen else [beside, user]
 
 
 def _digest(what: Any) -> str:

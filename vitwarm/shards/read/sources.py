@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,8 +117,10 @@ def find_shards(source: str) -> Source:
         raise ShardError(
             f"{source!r}: after | comes {count!r}; it must be the number of images. {HOW}"
         )
-    words = [text] if Path(text).expanduser().exists() else text.split("::")
+    words = [text] if os.path.exists(os.path.expanduser(text)) else text.split("::")
     paths = [path for word in words for path in _find(word.strip())]
+    if not paths:
+        raise ShardError(f"{source!r}: the info file there lists no shards. {HOW}")
     if len(set(paths)) != len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise ShardError(f"{source!r} names {twice} twice. Name each shard once.")
@@ -193,10 +198,12 @@ def _home_of_info(folder: Path) -> Path:
 
 
 def _find(word: str) -> list[Path]:
-    path = Path(word).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(word))
+    if path.parent.name in ("", ".."):  # the folder above may hold what is said of this one
+        path = Path(os.path.abspath(path))
+    if os.path.isdir(path):
         return _complete(_of_folder(path))
-    may_be_split = not path.exists() and path.parent.is_dir() and path.suffix != ".tar"
+    may_be_split = not os.path.exists(path) and os.path.isdir(path.parent) and path.suffix != ".tar"
     if may_be_split and (split := _of_split(path.parent, path.name)):
         return _complete(split)
     try:
@@ -205,8 +212,8 @@ def _find(word: str) -> list[Path]:
         raise ShardError(f"{word!r} has unbalanced braces. {HOW}") from error
     found: list[Path] = []
     for one in map(Path, texts):
-        if any(character in str(one) for character in "*?[") and not one.exists():
-            some = sorted(one.parent.glob(one.name))
+        if any(character in str(one) for character in "*?[") and not os.path.exists(one):
+            some = sorted(map(Path, glob.glob(str(one))))
             if not some:
                 raise ShardError(f"No file matches {one}. {HOW}")
             found += some
@@ -230,14 +237,19 @@ def _of_folder(folder: Path) -> list[Path]:
         raise ShardError(
             f"{folder} holds no tars. {HOW} `vitwarm shards make` makes some of folders of images."
         )
-    names = [path.name for path in tars]
-    if len(splits) > 1 or (any("train" in n for n in names) and any("val" in n for n in names)):
-        which = ", ".join(splits) or "training and validation"
+    named = {frozenset(_SPLITS & set(re.split(r"[^a-z]+", p.name.lower()))) for p in tars}
+    mixed = sorted(" ".join(sorted(words)) for words in named if words)
+    if len(splits) > 1 or len(mixed) > 1:
+        which = ", ".join(splits or mixed)
         raise ShardError(
             f"{folder} holds shards of several splits ({which}); one is needed. Give "
             f"{folder / next(iter(splits), 'NAME-train-*.tar')}, or a pattern of its tars."
         )
     return tars
+
+
+#: Words of file names by which splits are told apart.
+_SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
 def _of_split(folder: Path, split: str) -> list[Path]:

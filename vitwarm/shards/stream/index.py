@@ -113,7 +113,8 @@ class StreamIndex(ShardIndex):
         if found := re.search(r"\|\s*(\d+)\s*$", source):
             text, count = source[: found.start()], int(found[1])
         try:
-            urls = [url for word in text.split("::") for url in braceexpand(word.strip())]
+            words = [word.strip() for word in text.split("::")]
+            urls = [url for word in words for url in braceexpand(word, escape=False)]
         except ValueError as error:
             raise ShardError(f"{source!r} has unbalanced braces. {_HOW}") from error
         for url in urls:

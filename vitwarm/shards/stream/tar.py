@@ -19,6 +19,7 @@ from vitwarm.shards.read.rows import (
     hash_key,
     is_litter,
     split_name,
+    twins,
 )
 from vitwarm.shards.read.walk import BLOCK, MAX_CONTENT_BYTES
 
@@ -69,6 +70,11 @@ class TarStream:
             if name != key:
                 yield from self._whole(key, parts)
                 key, parts = name, {}
+            others = (
+                IMAGE_ENDINGS if ending in IMAGE_ENDINGS and not self.how.endings else (ending,)
+            )
+            if any(other in parts for other in others):
+                raise twins(self.url, name)
             parts[ending] = content
         yield from self._whole(key, parts)
         while self.stream.read(1 << 16):  # a command whose output nobody reads ends with an error

@@ -1,4 +1,4 @@
-"""Looks at shards as a whole and finds everything that is wrong with them, not only the first."""
+"""Looks at shards as a whole and finds what is wrong, the first fault of each tar."""
 
 from __future__ import annotations
 

@@ -75,8 +75,18 @@ def make_shards(
     name = _choose_name(source, name)
     check_empty(out, own=f"{name}-")
     source, val = _find_parts(source, val)
+    if val is not None and val_share:
+        raise ShardError(
+            f"--val-share is {val_share}, but {val} is the validation set. Leave it out, or give "
+            f"{source} alone to split that."
+        )
+    if val is None and val_labels is not None:
+        raise ShardError("--val-labels is given, but there is no validation set; give --val too.")
     train = find_images(source)
     classes = sorted({image.class_name for image in train})
+    for one in classes:
+        if one != one.encode(errors="replace").decode():
+            raise ShardError(f"{source}: the class folder {one!r} has no UTF-8 name. Rename it.")
     label_of = {name: label for label, name in enumerate(classes)}
     splits: dict[str, list[ImageFile]] = {"train": train}
     if val is not None:
@@ -173,17 +183,44 @@ def _plain_name(text: str) -> str:
 
 
 def _find_parts(source: Path, val: Path | None) -> tuple[Path, Path | None]:
-    """Looks for `train` and `val` inside a folder."""
+    """Looks for `train` and `val` inside a folder; `train` can be the name of a class, too.
+
+    Raises: ShardError: it cannot be told which it is.
+    """
     if not (source / "train").is_dir():
         return source, val
-    own = (source / "val", source / "validation")
-    return source / "train", val or next((path for path in own if path.is_dir()), None)
+    own = [path for path in (source / "val", source / "validation") if path.is_dir()]
+    inside, beside = _folders(source / "train"), _folders(source) - {"train", "test"}
+    if own or (inside and not beside):
+        return source / "train", val or next(iter(own), None)
+    if inside:
+        raise ShardError(
+            f"{source} holds train, with folders in it, beside {min(beside)}: is it a split or a "
+            f"class? Give {source / 'train'}, or rename it."
+        )
+    return source, val
+
+
+def _folders(home: Path) -> set[str]:
+    return {path.name for path in home.iterdir() if path.is_dir() and not _is_hidden(path.name)}
+
+
+def _is_hidden(name: str) -> bool:
+    """Folders that systems add: thumbnails, what macOS and Synology keep beside files."""
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir")
 
 
 def _of_folder(root: Path) -> list[ImageFile]:
     found = []
     for folder, inner, names in os.walk(root, followlinks=True):
-        inner[:] = sorted(name for name in inner if name != "__MACOSX")
+        inner[:] = sorted(name for name in inner if not _is_hidden(name))
+        for link in (Path(folder, name) for name in inner):
+            if link.is_symlink() and any(
+                above.resolve().is_relative_to(link.resolve())
+                for above in link.parents
+                if above.is_relative_to(root)
+            ):
+                raise ShardError(f"{link} leads back to {link.resolve()}. Remove the link.")
         parts = Path(folder).relative_to(root).parts
         class_name, rest = (parts[0], parts[1:]) if parts else ("", ())
         for file in sorted(names):
@@ -194,8 +231,9 @@ def _of_folder(root: Path) -> list[ImageFile]:
 
 
 def _of_tar(path: Path) -> list[ImageFile]:
-    """Images of a tar: in tars named as their class, in folders, or loose."""
+    """Images of a tar: in tars named as their class, in folders of classes, or loose."""
     found: list[ImageFile] = []
+    plain: list[tuple[tuple[str, ...], tarfile.TarInfo]] = []
     litter: list[str] = []
 
     def files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -217,13 +255,23 @@ def _of_tar(path: Path) -> list[ImageFile]:
                             for one in files(inner)
                         ]
                 else:
-                    folder, _, name = member.name.removeprefix("./").rpartition("/")
-                    kind = folder.rpartition("/")[2]
-                    found.append(ImageFile(name, kind, path, place, member.size))
+                    plain.append((Path(member.name.lstrip("/")).parts, member))
     except (tarfile.TarError, OSError) as error:
         raise ShardError(f"{path} is not a readable tar ({error}). Fetch it again.") from error
     if litter:
         tell_litter(path, len(litter))
+    homes = ["/".join(parts[:-2]) for parts, _ in plain]
+    above = Path(os.path.commonpath(homes or [""])).parts
+    tops = {parts[len(above)] for parts, _ in plain if len(parts) > len(above) + 1}
+    if "train" in tops and tops & {"val", "validation", "test"}:
+        raise ShardError(
+            f"{path} holds {' and '.join(sorted(tops))}. Unpack it, and give the folder."
+        )
+    for parts, member in plain:
+        *folders, name = parts[len(above) :]
+        kind, rest = (folders[0], folders[1:]) if folders else ("", [])
+        place = member.offset_data
+        found.append(ImageFile("/".join([*rest, name]), kind, path, place, member.size))
     return found
 
 
@@ -239,9 +287,10 @@ def _with_labels(
         ) from error
     class_of: dict[str, str] = {}
     for line in lines:
-        words = line.replace(",", " ").split()
-        if len(words) >= 2:
-            name = words[1]
+        words = [word.strip() for word in line.split("," if "," in line else None, 1)]
+        if len(words) == 2 and words[1]:
+            # Names may hold blanks; LOC_val_solution.csv goes on behind the class with a box.
+            name = words[1] if words[1] in classes else re.split(r"[\s,]", words[1])[0]
             known = name.isdigit() and name not in classes and int(name) < len(classes)
             class_of[_stem(words[0])] = classes[int(name)] if known else name
     found = []
@@ -277,9 +326,12 @@ def _split(
             f"--val-share is {share}: {n} of {len(images)} images for validation leaves one of the "
             "two sets empty. Choose another share."
         )
+    chosen = set(order[:n])
+    for label in np.setdiff1d(labels, labels[order[n:]]):  # one of each class stays for training
+        chosen.remove(next(k for k in order if labels[k] == label))
     return {
-        "train": [images[k] for k in sorted(order[n:])],
-        "validation": [images[k] for k in sorted(order[:n])],
+        "train": [image for k, image in enumerate(images) if k not in chosen],
+        "validation": [images[k] for k in sorted(chosen)],
     }
 
 

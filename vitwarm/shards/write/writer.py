@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import tempfile
@@ -20,6 +21,8 @@ from vitwarm.shards.bars import make_bar
 from vitwarm.shards.choose.fraction import Subset, class_names
 from vitwarm.shards.load.reader import ImageReader
 from vitwarm.shards.read.index import ShardIndex
+
+log = logging.getLogger("vitwarm")
 
 #: As many as the hub's ImageNet shards have.
 IMAGES_PER_SHARD = 1250
@@ -81,11 +84,13 @@ def write_shards(
     lengths: dict[str, int] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f".{prefix}.*"):
+            log.warning("%s is left of an earlier attempt; remove it if none runs", left)
         scratch = Path(tempfile.mkdtemp(prefix=f".{prefix}.", dir=folder.resolve()))
     except OSError as error:
         raise _cannot_write(folder, error) from error
     try:
-        pattern = str(scratch).replace("%", "%%") + f"/{prefix}-%04d.tar"
+        pattern = str(scratch / prefix).replace("%", "%%") + "-%04d.tar"
         per_shard = max(1, math.ceil(n_samples / n_shards))
         with wds.ShardWriter(pattern, maxcount=per_shard, verbose=0, mtime=0) as writer:
             for sample in samples:
@@ -121,8 +126,9 @@ def materialise(
 ) -> None:
     """Writes some images of an index as new tars, bytes as they are, in random order.
 
-    Keys stay, so that smaller fractions of the new shards are those of the old ones; they lie in
-    `subset.txt` too, beside what `write_set` writes.
+    Keys stay, and lie in `subset.txt` too, beside what `write_set` writes. Where classes are
+    of one size, smaller fractions of the new shards are those of the old; else their order, which
+    hangs on the classes' sizes, is another.
 
     Args:
         labels: the classes to keep, numbered anew from 0 in this order; none: all, as they are.
