@@ -197,7 +197,7 @@ def _holds(kind: type) -> Callable[[str], bool]:
 _READ_AS: dict[str, Callable[[str], bool]] = {
     **dict.fromkeys(("names", "block_groups"), _holds(list)),
     **dict.fromkeys(("model_args", "sources"), _holds(dict)),
-    **dict.fromkeys(("depth", "num_heads", "samples", "tokens"), str.isdecimal),
+    **dict.fromkeys(("depth", "samples", "tokens"), str.isdecimal),
     "verdict": ("not learned", "saturated early", "learned").__contains__,
 }
 
