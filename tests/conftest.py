@@ -1,7 +1,10 @@
 """One thread per process, no network, and the fixtures that several files share."""
 
+import multiprocessing
 import os
 import signal
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 
 # Before numpy and torch load: a test process that takes every core starves the others (measured in
 # a sketch of this suite: 3.4 s against 57 s).
@@ -26,3 +29,10 @@ def _one_torch_thread() -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def new_children() -> Callable[[], set[BaseProcess]]:
+    """Lists the child processes of this test alone; a loader of an earlier one may wait for gc."""
+    before = set(multiprocessing.active_children())
+    return lambda: set(multiprocessing.active_children()) - before

@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -251,16 +253,17 @@ def test_shards_of_nothing_but_bad_images_stop_with_a_sentence(
     assert "Traceback" not in str(caught.value)
 
 
-def test_a_shard_that_goes_away_stops_with_a_sentence(tmp_path: Path, start: str) -> None:
+def test_a_shard_that_goes_away_stops_with_a_sentence(
+    tmp_path: Path, start: str, new_children: Callable[[], set[BaseProcess]]
+) -> None:
     index = ShardIndex.open(write_set(tmp_path))
     (tmp_path / "tiny-0001.tar").unlink()
-    before = set(multiprocessing.active_children())
     with pytest.raises(ShardError, match=r"tiny-0001\.tar cannot be read") as caught:
         read(index, workers=1)
     del caught
     gc.collect()
     began = time.monotonic()
-    assert not set(multiprocessing.active_children()) - before  # they heard of the end
+    assert not new_children()  # they heard of the end
     assert time.monotonic() - began < 4
 
 

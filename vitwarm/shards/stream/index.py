@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NoReturn, Unpack
+from urllib.error import HTTPError
 
 import numpy as np
 from braceexpand import braceexpand
@@ -175,7 +176,9 @@ def _fetch_info(folder: str) -> Info:
         try:
             with urllib.request.urlopen(f"{folder}/{name}", timeout=20) as answer:
                 return parse_info(json.loads(answer.read(MAX_CONTENT_BYTES)))
-        except (OSError, HTTPException):  # not there, or nobody answers
+        except HTTPError as refusal:
+            refusal.close()  # it is an answer itself, and holds the connection
+        except (OSError, HTTPException):  # nobody answers
             continue
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ShardError(
