@@ -183,15 +183,15 @@ def _quantiles(values: Counts) -> dict[str, Any]:
 def _pad_share(rule: Rule, ids: Ids, seed: int, start: int) -> float:
     rows = np.arange(start, start + len(ids), dtype=np.uint64)
     pads = [
-        (ids[places] == part.pad_id + offset).sum()
+        np.count_nonzero(ids[places] == part.pad_id + offset)
         for part, places, offset in rule.parts(seed, rows)
         if part.pad_id is not None
     ]
-    return int(sum(pads)) / ids.size
+    return sum(pads) / ids.size
 
 
 def _entropy_bits(counts: Counts) -> float:
-    shares = counts[counts > 0] / max(counts.sum(), 1)
+    shares = counts[counts > 0] / max(int(counts.sum()), 1)
     return float(-(shares * np.log2(shares)).sum()) + 0.0
 
 
