@@ -188,3 +188,25 @@ def test_a_recipe_in_two_processes_is_the_one_in_one(tmp_path: Path) -> None:
     assert two == pytest.approx(one, rel=1e-4)
     (record,) = read_records(runs[1])
     assert (record.name, record.n_val_images) == ("imagenet1k_vit_base_300ep", 27)
+
+
+@pytest.mark.slow
+def test_processes_resume_where_only_the_last_evaluation_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process makes up for it; the others have no figures, and must not end the run by that."""
+    shards, out = tmp_path / "shards", tmp_path / "out"
+    write_tiny_shards(shards)
+    words = [*TINY, *where(shards), f"run.root={out}", "train.steps=20", "train.evaluations=2"]
+    monkeypatch.setattr("vitwarm.training.run.Evaluation._evaluate_if_due", lambda *args: None)
+    monkeypatch.setattr("vitwarm.training.run.write_exports", _stop_here)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(load_config(TrainRun, None, words))
+    assert not read_records(out)
+    launch(shards, out, processes=2)
+    (record,) = read_records(out)
+    assert record.top1_percent is not None
+
+
+def _stop_here(*args: object) -> None:
+    raise KeyboardInterrupt

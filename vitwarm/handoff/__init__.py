@@ -8,7 +8,7 @@ Both return the model and an audit of every tensor.
 
 from vitwarm.handoff.attach import attach, carry
 from vitwarm.handoff.fit import check_fit, refuse_unlearned
-from vitwarm.handoff.start import arguments_of, start_from
+from vitwarm.handoff.start import arguments_of, check_start, start_from
 from vitwarm.trunk import Audit, AuditEntry, export_model
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "attach",
     "carry",
     "check_fit",
+    "check_start",
     "export_model",
     "refuse_unlearned",
     "start_from",

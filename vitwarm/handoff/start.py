@@ -124,6 +124,17 @@ def _audit(
     return Audit(model=name_of(vit), entries=entries, trunk=init, notes=notes)
 
 
+def check_start(init: str) -> None:
+    """Refuses a start that reads as a path where nothing is. Raises: HandoffError."""
+    path = Path(init.removeprefix("local-dir:")).expanduser()
+    is_path = os.sep in init or path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+    if is_path and not path.exists():
+        raise HandoffError(
+            f"handoff.init is {init!r}; there is no such file or folder. Give an export folder, a "
+            "file of weights, or a timm model name with the tag of its weights."
+        )
+
+
 def _read(init: str, model: str | None) -> _Source:
     """Reads what `init` means, and checks it against the model that was asked for."""
     path = Path(init.removeprefix("local-dir:")).expanduser()
@@ -139,11 +150,7 @@ def _read(init: str, model: str | None) -> _Source:
                 "Give the model."
             )
         return _Source(model=model, tensors=_tensors_in(path, init))
-    if os.sep in init or path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"):
-        raise HandoffError(
-            f"handoff.init is {init!r}; there is no such file or folder. Give an export folder, a "
-            "file of weights, or a timm model name with the tag of its weights."
-        )
+    check_start(init)
     try:
         check_name(init)
     except ModelError as error:

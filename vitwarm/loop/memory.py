@@ -37,6 +37,6 @@ def memory_in_words(plan: Plan, n_samples: int | None = None) -> Iterator[None]:
             f"The memory of the {plan.device.type} ran out with "
             f"{n_samples or plan.cut.micro_batch_size} "
             f"samples in a forward pass. Use {section}.micro_batch_size with a smaller number, or "
-            f"{section}.grad_checkpointing=true: the result stays the same"
+            f"{section}.grad_checkpointing=true: the batch stays the same"
             f"{'' if n_samples else goes_on}."
         ) from error

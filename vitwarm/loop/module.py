@@ -60,7 +60,6 @@ class SteppedModule(LightningModule):
         self.micro_batches = 0
         self._started: float | None = None
         self._restored: dict[str, Any] | None = None
-        self._draws: bool | None = None
         self._bad_step: Tensor | None = None
 
     # -- what a stage gives ------------------------------------------------------------------
@@ -143,12 +142,9 @@ class SteppedModule(LightningModule):
             lr = self.schedule.lr_at(step)
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
-        if self._draws is None:
-            self._draws = _draws_random_numbers(self)
-        if self._draws:
-            # Drop path and dropout: the same masks after a resume as without it.
-            part = batch_idx % self.accumulate
-            torch.manual_seed(seed_of(self.updates.seed, "step", step, part, self.world.rank))
+        # Dropout of any kind, and optimisers that draw: the same after a resume as without it.
+        part = batch_idx % self.accumulate
+        torch.manual_seed(seed_of(self.updates.seed, "step", step, part, self.world.rank))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         self._watch(loss.detach())
@@ -182,8 +178,8 @@ class SteppedModule(LightningModule):
             if step >= 0:
                 raise TrainingFailed(
                     f"The loss stopped being a finite number at step {step:,} "
-                    f"({self.describe_batch(step)}). The last good checkpoint is kept; lower the "
-                    "learning rate, clip gradients, or use precision=fp32."
+                    f"({self.describe_batch(step)}). The last good checkpoint is kept. Start "
+                    "another run with a lower learning rate, clipped gradients, or precision=fp32."
                 )
 
 
@@ -211,13 +207,3 @@ class StepCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         self.on_end()
-
-
-def _draws_random_numbers(module: nn.Module) -> bool:
-    """Whether a forward pass draws: any dropout or drop path above zero."""
-    return any(
-        float(getattr(part, name, 0.0) or 0.0) > 0
-        for part in module.modules()
-        for name in ("p", "drop_prob")
-        if isinstance(getattr(part, name, 0.0), float)
-    )

@@ -63,24 +63,34 @@ class Cut:
     accumulate: int
 
 
-def cut_batch(batch_size: int, micro_batch_size: int | None, world: World, *, field: str) -> Cut:
+def cut_batch(
+    batch_size: int, micro_batch_size: int | None, world: World, *, field: str, even: bool = False
+) -> Cut:
     """Cuts a global batch into equal micro-batches.
 
     Args:
         field: dotted section for messages, `warmup` or `train`.
-    Raises: ConfigError: a batch that does not divide by processes x micro-batch.
+        even: micro-batches hold pairs, as mixup and cutmix want them.
+    Raises: ConfigError: a batch that does not divide by processes x micro-batch, with numbers that
+        do.
     """
-    if batch_size % world.size:
+    unit = world.size * (2 if even else 1)
+    if batch_size % unit:
+        pairs = ", and mixup and cutmix mix pairs of images" if even else ""
         raise ConfigError(
-            f"{field}.batch_size is {batch_size}, which {world.size} processes cannot share "
-            f"equally. Use {max(1, batch_size // world.size) * world.size}."
+            f"{field}.batch_size is {batch_size}, which {count_of(world.size, 'process', 'es')} "
+            f"cannot share equally{pairs}. Use {max(1, batch_size // unit) * unit}."
         )
     local = batch_size // world.size
     micro = min(micro_batch_size or local, local)
-    if local % micro:
+    fitting = [n for n in range(1, local + 1) if local % n == 0 and not (even and n % 2)]
+    if micro not in fitting:
+        why = f"a process's {local} samples per step do not divide by it"
+        if not local % micro:
+            why = "mixup and cutmix mix pairs of images, so it must be even"
         raise ConfigError(
-            f"{field}.micro_batch_size is {micro}; a process's {local} samples per step do not "
-            f"divide by it. Use {max(n for n in range(1, micro) if local % n == 0)}."
+            f"{field}.micro_batch_size is {micro}; {why}. "
+            f"Use {max((n for n in fitting if n < micro), default=fitting[0])}."
         )
     return Cut(batch_size=batch_size, micro_batch_size=micro, accumulate=local // micro)
 
@@ -152,7 +162,8 @@ def plan_machine(config: WarmupRun | TrainRun) -> dict[str, Any]:
     check_loggers(config.run.logger)
     check_optimizer(f"{section}.opt", stage.opt, device, getattr(stage, "opt_betas", None))
     world = find_world(config.run)
-    cut = cut_batch(stage.batch_size, stage.micro_batch_size, world, field=section)
+    even = bool(getattr(stage, "mixup", 0) or getattr(stage, "cutmix", 0))
+    cut = cut_batch(stage.batch_size, stage.micro_batch_size, world, field=section, even=even)
     numbers = choose_numbers(stage.precision, device)
     return {"device": device, "world": world, "cut": cut, "numbers": numbers}
 

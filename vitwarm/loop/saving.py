@@ -38,6 +38,11 @@ AGREE_EVERY_STEPS = 16
 FIRST_SECONDS = 120.0
 
 
+def file_of(step: int) -> str:
+    """Returns the name of the checkpoint after a step."""
+    return f"step{step:010d}.pt"
+
+
 def load_checkpoint(run: RunFolder, digest: str) -> Checkpoint | None:
     """Returns the newest checkpoint of a run that can be read, or None.
 
@@ -63,7 +68,10 @@ def load_checkpoint(run: RunFolder, digest: str) -> Checkpoint | None:
 
 @dataclass(eq=False)
 class TimedCheckpoint(StepCallback):
-    """Saves every so many minutes and once within the first two, atomically; keeps the last two."""
+    """Saves every so many minutes and once within the first two, atomically.
+
+    Keeps what it wrote last and what that followed: its own file before, or the one resumed from.
+    """
 
     run: RunFolder
     digest: str
@@ -99,14 +107,17 @@ class TimedCheckpoint(StepCallback):
             "state": module.checkpoint_state(),
             "facts": module.checkpoint_facts(),
         }
-        with replacing(self.run.checkpoints / f"step{step:010d}.pt") as temporary:
+        with replacing(self.run.checkpoints / file_of(step)) as temporary:
             try:
                 torch.save(plain, temporary)
             except RuntimeError as error:  # what torch's writer makes of a short write
                 raise OSError(errno.EIO, f"torch could not write all of it ({error})") from error
+        before = max(self.saved_step, module.start_step)
         self.saved_step = step
-        for old in sorted(self.run.checkpoints.glob("step*.pt"))[:-2]:
-            old.unlink(missing_ok=True)
+        # Not the two of the highest steps: these may be damaged ones that the start passed over.
+        for path in self.run.checkpoints.glob("step*.pt"):
+            if path.name not in {file_of(step), file_of(before)}:
+                path.unlink(missing_ok=True)
 
 
 @dataclass(eq=False)
@@ -168,13 +179,22 @@ class StopRequest(StepCallback):
             code, pace = int(told[0]), float(told[1])
         if not code:
             return pace or 1.0
-        try:
-            if trainer.is_global_zero:
+        failure: Exception | None = None
+        if trainer.is_global_zero:
+            try:
                 self.checkpoint.save(module)
                 if self.on_stop:
                     self.on_stop(module)
-        finally:  # launchers kill the others as soon as one rank has left, rank zero in its saving
-            trainer.strategy.barrier()
+            except Exception as error:
+                failure = error
+        # Launchers kill the others as soon as one rank has left, rank zero in its saving: all wait.
+        failed = torch.tensor(float(failure is not None), device=module.device)
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(failed, op=torch.distributed.ReduceOp.MAX)
+        if failure is not None:
+            raise failure
+        if failed:
+            raise RunError("Process 0 could not save before leaving; its message says why.")
         why = "the time limit" if code == 75 else signal.Signals(code - 128).name
         raise Stopped(
             f"Stopped by {why} after step {module.steps_done:,} of {module.n_steps:,}; everything "

@@ -79,8 +79,8 @@ def evaluate(
         between: called every few batches, by all processes alike.
     Returns: per model `top1_percent`, `top5_percent`, `val_loss` in nats per image, and
         `unreadable_val_images`, which were replaced by others.
-    Raises: TrainingFailed: not every image of the set was seen exactly once, or more than 0.1 % of
-        them did not decode.
+    Raises: TrainingFailed: not every image of the set was seen exactly once, more than 0.1 % of
+        them did not decode, or a loss is no finite number.
     """
     modes = [vit.training for vit in vits]
     for vit in vits:
@@ -107,6 +107,11 @@ def evaluate(
             "_info.json or after |."
         )
     check_decoded(n_bad, found, "validation images")
+    if not torch.isfinite(sums[:, 0]).all():
+        raise TrainingFailed(
+            "The validation loss is not a finite number: the outputs of the model overflow. Start "
+            "another run with a lower learning rate, clipped gradients, or precision=fp32."
+        )
     return [
         {
             "top1_percent": 100 * hits1 / found,
@@ -137,8 +142,9 @@ class Evaluation(StepCallback):
     images_per_step: int
     say: Say
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        # A run that was stopped inside an evaluation makes up for it.
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        # A run that was stopped inside an evaluation makes up for it. Not in on_train_start, which
+        # comes before `stop` hears signals.
         self._evaluate_if_due(trainer, pl_module)
 
     def on_step_end(self, trainer: Trainer, module: Any) -> None:

@@ -76,10 +76,14 @@ def write_exports(plan: TrainPlan, module: ImageModule, run: RunFolder) -> None:
 
 
 def make_record(plan: TrainPlan, run: RunFolder, module: ImageModule, waits: WaitMeter) -> Record:
-    """Returns the facts of a finished run; top-1 is the average's where one is kept."""
+    """Returns the facts of a finished run; top-1 is the average's where one is kept.
+
+    Processes other than zero have no figures where an evaluation that was cut short is made up for.
+    """
     config, found = plan.config, module.evaluation
     lines = read_metrics(run.path)
     evaluations = [line["top1_percent"] for line in lines if line["kind"] == "eval"]
+    evaluations += [found["top1_percent"]] if found else []
     losses = [line.get("loss") for line in lines if line["kind"] == "train"]
     seen = plan.n_steps * plan.cut.batch_size
     warmed: dict[str, Any] = plan.trunk.facts if plan.trunk else {}
@@ -100,12 +104,12 @@ def make_record(plan: TrainPlan, run: RunFolder, module: ImageModule, waits: Wai
         n_val_images=plan.val.n_images,
         n_classes=plan.n_classes,
         images_seen=seen,
-        top1_percent=found["top1_percent"],
-        top5_percent=found["top5_percent"],
+        top1_percent=found.get("top1_percent"),
+        top5_percent=found.get("top5_percent"),
         top1_weights="raw" if module.how.ema_decay is None else "ema",
-        val_loss=found["val_loss"],
+        val_loss=found.get("val_loss"),
         train_loss=losses[-1] if losses else None,
-        best_top1_percent=max([*evaluations, found["top1_percent"]]),
+        best_top1_percent=max(evaluations, default=None),
         unreadable_images=module.n_unreadable,
         subset_sha256=plan.subset.sha256,
         trunk_sha256=plan.trunk.sha256 if plan.trunk else None,

@@ -14,11 +14,11 @@ import numpy as np
 from torch import nn
 
 from vitwarm.augment import parse_policy
-from vitwarm.config import HandoffConfig, TrainConfig, TrainRun, config_hash
+from vitwarm.config import HandoffConfig, TrainRun, config_hash
 from vitwarm.errors import ConfigError, ShardError
 from vitwarm.files import sha256_of
-from vitwarm.handoff import Audit, arguments_of, attach, refuse_unlearned, start_from
-from vitwarm.loop.plan import Cut, Plan, plan_machine
+from vitwarm.handoff import Audit, arguments_of, attach, check_start, refuse_unlearned, start_from
+from vitwarm.loop.plan import Plan, plan_machine
 from vitwarm.shards import (
     Order,
     ShardIndex,
@@ -112,7 +112,6 @@ def plan_training(config: TrainRun) -> TrainPlan:
     """
     train, data = config.train, config.data
     machine = plan_machine(config)
-    _check_pairs(train, machine["cut"])
     check_name(train.model)
     parse_policy(train.aa)
     trunk = None if config.handoff.trunk is None else load_trunk(config.handoff.trunk)
@@ -271,15 +270,8 @@ def _count_classes(config: TrainRun, train: ShardIndex, val: ShardIndex) -> int:
     return asked
 
 
-def _check_pairs(train: TrainConfig, cut: Cut) -> None:
-    if (train.mixup or train.cutmix) and cut.micro_batch_size % 2:
-        raise ConfigError(
-            f"train.micro_batch_size is {cut.micro_batch_size}; mixup and cutmix mix pairs of "
-            f"images, so it must be even. Use {cut.micro_batch_size + 1}."
-        )
-
-
 def _content_of(init: str) -> str:
+    check_start(init)
     path = Path(init.removeprefix("local-dir:")).expanduser()
     for weights in (path, path / "model.safetensors"):
         if weights.is_file():

@@ -87,8 +87,11 @@ def _fit(
             fit.saver.save(module)
     else:
         module.make_ema()  # a start after the last step makes no optimiser, which would have
+    is_cut_short = module.evaluation.get("step") != plan.n_steps  # one process does it alone
+    if is_cut_short and not plan.world.is_zero:
+        module.evaluation = {}  # what a checkpoint says is of an earlier step
     if plan.world.is_zero:
-        if module.evaluation.get("step") != plan.n_steps:  # cut short; one process does it alone
+        if is_cut_short:
             module.to(plan.device)
             if module.ema_vit is not None:
                 module.ema_vit.to(plan.device)  # no submodule of it
