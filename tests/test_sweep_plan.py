@@ -366,7 +366,7 @@ def test_a_row_over_nodes_is_planned_where_nothing_has_started() -> None:
     one, four = (load_config(WarmupRun, None, [*words, f"run.nodes={n}"]) for n in (1, 2))
     assert plan_warmup(four).folder == plan_warmup(one).folder
     odd = load_config(WarmupRun, None, [*words, "run.nodes=2", "warmup.batch_size=6"])
-    with pytest.raises(ConfigError, match="batch_size is 6, which 4 processes cannot share"):
+    with pytest.raises(ConfigError, match="batch_size is 6; 4 processes cannot share"):
         plan_warmup(odd)
 
 

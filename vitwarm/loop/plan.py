@@ -76,10 +76,11 @@ def cut_batch(
     """
     unit = world.size * (2 if even else 1)
     if batch_size % unit:
-        pairs = ", and mixup and cutmix mix pairs of images" if even else ""
+        why = f"{world.size} processes cannot share it equally"
+        if not batch_size % world.size:
+            why = "mixup and cutmix mix pairs of images, so each process's share must be even"
         raise ConfigError(
-            f"{field}.batch_size is {batch_size}, which {count_of(world.size, 'process', 'es')} "
-            f"cannot share equally{pairs}. Use {max(1, batch_size // unit) * unit}."
+            f"{field}.batch_size is {batch_size}; {why}. Use {max(1, batch_size // unit) * unit}."
         )
     local = batch_size // world.size
     micro = min(micro_batch_size or local, local)
